@@ -1,0 +1,162 @@
+"""The command line: thin. What is heavy to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rio_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from rio_bench.records import ResultFolder
+    from rio_bench.scheduler import Outcome
+
+app = typer.Typer(
+    help="Ablations of image-level and object-level resampling for long-tailed detection.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+list_app = typer.Typer(help="What an experiment file can name.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(list_app, name="list")
+
+Results = Annotated[Path, typer.Option("--results", help="The folder that holds a result folder for each experiment.")]
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(StrEnum):
+    terminal = "terminal"
+    md = "md"
+    csv = "csv"
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="An experiment file (YAML).")],
+    results: Results = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: iterations=20, grid.seed=[0,1]. Repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="TEXT", help="Only runs whose name or method contains it. Repeatable."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one a GPU, or by cores]")] = None,
+) -> None:
+    """Run what an experiment file has that has no result yet, then print the comparison table."""
+    from rio_bench.config import load_experiment
+    from rio_bench.plan import make_plan, select
+    from rio_bench.records import ResultFolder
+
+    experiment = load_experiment(file, overrides or [])
+    plan = make_plan(experiment)
+    folder = ResultFolder(results / experiment.name)
+    if dry_run:
+        from rio_bench import listing
+
+        listing.print_plan(select(plan, only) if only else plan, folder)
+        return
+    from rio_bench import scheduler
+    from rio_bench.report import tables
+
+    outcome = scheduler.run_experiment(
+        select(plan, only) if only else plan,
+        folder,
+        device=device,
+        jobs=jobs,
+        on_finished=lambda: tables.write_leaderboard(folder),
+    )
+    if outcome.finished or outcome.reused:
+        tables.write_leaderboard(folder)
+        print(tables.render(folder, Format.terminal))
+    raise typer.Exit(_tell(outcome, folder))
+
+
+def _tell(outcome: Outcome, folder: ResultFolder) -> int:
+    """Say how the runs ended; returns the exit status."""
+    print(
+        f"{len(outcome.finished)} runs finished, {len(outcome.reused)} had a result, {len(outcome.failed)} failed, "
+        f"{len(outcome.stopped)} stopped: {folder.root}"
+    )
+    for failure in outcome.failed:
+        print(f"failed: {failure.name}: {failure.reason}; log: {failure.log}", file=sys.stderr)
+    if outcome.failed:
+        return 1
+    return 130 if outcome.stopped else 0
+
+
+@app.command()
+def table(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file or a result folder.")],
+    results: Results = Path("results"),
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.terminal,
+) -> None:
+    """Print the comparison table of the results that are there."""
+    from rio_bench.records import ResultFolder
+    from rio_bench.report import tables
+
+    if experiment.is_dir():
+        folder = ResultFolder(experiment)
+    else:
+        from rio_bench.config import load_experiment
+
+        folder = ResultFolder(results / load_experiment(experiment).name)
+    if not folder.plan_file.exists():
+        raise UserError(f"{folder.root}: no results there: run `rio_bench run EXPERIMENT.yaml` first")
+    print(tables.render(folder, format))
+
+
+@app.command()
+def doctor() -> None:
+    """Print what is installed, what is missing, and the line that installs it."""
+    from rio_bench import doctor
+
+    raise typer.Exit(doctor.report())
+
+
+@list_app.command("strategies")
+def list_strategies() -> None:
+    """Every installed strategy with its hyperparameters."""
+    from rio_bench import listing
+
+    listing.print_strategies()
+
+
+@list_app.command("backbones")
+def list_backbones() -> None:
+    """The backbones, and the recipes that set a model's scale."""
+    from rio_bench import listing
+
+    listing.print_backbones()
+
+
+@list_app.command("datasets")
+def list_datasets() -> None:
+    """The data sets."""
+    from rio_bench import listing
+
+    listing.print_datasets()
+
+
+def main() -> None:
+    """Exit status: 0 all well, 1 a run failed, 2 bad input, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

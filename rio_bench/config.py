@@ -1,0 +1,262 @@
+"""An experiment file as typed models: strict, each error a line that names file, line and key."""
+
+from __future__ import annotations
+
+import itertools
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from rio_bench.errors import UserError, did_you_mean
+from rio_bench.strategy import Strategy, load, name_of
+from rio_bench.yaml_source import Location, YamlSource
+
+Setting = tuple[str, Any, Location]  # key, value, place in the experiment file
+RECIPES = Path(__file__).parent / "detection" / "recipes"
+BACKBONES = RECIPES / "backbones"
+
+
+def recipes() -> list[str]:
+    """The names of the recipes: the scale of a model and its schedule."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def backbones() -> list[str]:
+    return sorted(file.stem for file in BACKBONES.glob("*.yaml"))
+
+
+def located(location: Location, message: str) -> ValidationError:
+    """A validation error at a place below the validator that raises it."""
+    problem = PydanticCustomError("located", "{message}", {"message": message})
+    return ValidationError.from_exception_data("", [InitErrorDetails(type=problem, loc=location, input=None)])
+
+
+def refuse_unknown_keys(data: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
+    for key in data:
+        if key not in known:
+            raise located((key,), f"unknown key{of}{did_you_mean(str(key), known)}")
+
+
+class Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            refuse_unknown_keys(data, cls.model_fields)
+        return data
+
+
+class ClassifierConfig(Model):
+    """The classification layer over the RoI features. In a file, ``cosine`` stands for ``{name: cosine}``."""
+
+    name: Literal["linear", "cosine"] = "cosine"
+    temperature: float = Field(default=48.0, gt=0, description="cosine similarities are multiplied by it (RIO: 48)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _linear_has_no_temperature(self) -> ClassifierConfig:
+        if self.name == "linear" and "temperature" in self.model_fields_set:
+            raise ValueError("a linear classifier has no temperature: leave it out")
+        return self
+
+
+def read_strategy(data: Any) -> Strategy:
+    """A strategy from ``rio`` or ``{name: rio, samples_per_class: 20}``."""
+    if isinstance(data, Strategy):
+        return data
+    if isinstance(data, str):
+        data = {"name": data}
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise ValueError(f"expected a strategy's name or {{name: ..., hyperparameter: ...}}, got {reprlib.repr(data)}")
+    hyperparameters = {key: value for key, value in data.items() if key != "name"}
+    try:
+        strategy = load(data["name"])
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    refuse_unknown_keys(hyperparameters, strategy.model_fields, of=f" of strategy '{data['name']}'")
+    return strategy.model_validate(hyperparameters)
+
+
+class RunConfig(Model):
+    """One run, fully resolved."""
+
+    dataset: str
+    backbone: str
+    strategy: Annotated[Strategy, BeforeValidator(read_strategy)]
+    iterations: int = Field(ge=1)
+    classifier: ClassifierConfig = ClassifierConfig()
+    recipe: str = "standard"
+    batch_size: int = Field(default=16, ge=1, description="images an iteration, all processes together")
+    learning_rate: float | None = Field(default=None, gt=0, description="none: the recipe's")
+    weights: str | None = Field(default=None, description="a file of backbone weights; none: random weights")
+    mixed_precision: bool = Field(default=True, description="on a GPU only")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    warm_start: RunConfig | None = Field(
+        default=None, description="the base run whose final weights this run starts from"
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        from rio_bench import datasets
+
+        return _one_of("dataset", name, datasets.names())
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, name: str) -> str:
+        return _one_of("backbone", name, backbones())
+
+    @field_validator("recipe")
+    @classmethod
+    def _known_recipe(cls, name: str) -> str:
+        return _one_of("recipe", name, recipes())
+
+    @field_serializer("strategy")
+    def _write_strategy(self, strategy: Strategy) -> dict[str, Any]:
+        return {"name": name_of(strategy), **strategy.model_dump(mode="json", exclude_defaults=True)}
+
+
+def canonical(config: RunConfig) -> dict[str, Any]:
+    """JSON-ready, without what equals its default: `RunConfig.model_validate` of it gives the configuration back."""
+    return config.model_dump(mode="json", exclude_defaults=True)
+
+
+class Experiment(Model):
+    """One experiment file: what every run shares, and the axes of a grid.
+
+    A key of ``run``, ``warm_start`` or ``grid`` is a field of RunConfig or a dotted path
+    (``strategy.samples_per_class``).
+    ``warm_start`` overlays a cell's own configuration: the base run whose weights the cell starts from.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    baseline: str = Field(default="none", description="the strategy that the tables' differences are taken to")
+    run: dict[str, Any] = {}
+    warm_start: dict[str, Any] | None = None
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    @cached_property
+    def cells(self) -> tuple[RunConfig, ...]:
+        """The configurations of the grid, the last axis varying fastest."""
+        axes = [[(axis, index) for index in range(len(values))] for axis, values in self.grid.items()]
+        return tuple(self._cell(choice) for choice in itertools.product(*axes))
+
+    @model_validator(mode="after")
+    def _every_cell_is_a_run(self) -> Experiment:
+        for section, keys in (("run", self.run), ("grid", self.grid), ("warm_start", self.warm_start or {})):
+            if "warm_start" in keys:
+                raise located((section, "warm_start"), "belongs at the top of the file, beside run and grid")
+        for axis in self.grid:
+            if axis in self.run:
+                raise located(("grid", axis), "is set under run, too: give it once")
+        used = {name_of(cell.strategy) for cell in self.cells}
+        if "baseline" in self.model_fields_set and self.baseline not in used:
+            near = did_you_mean(self.baseline, used)
+            raise located(("baseline",), f"no run of the experiment has the strategy '{self.baseline}'{near}")
+        return self
+
+    def _cell(self, choice: Sequence[tuple[str, int]]) -> RunConfig:
+        settings: list[Setting] = [(key, value, ("run", key)) for key, value in self.run.items()]
+        settings += [(axis, self.grid[axis][index], ("grid", axis, index)) for axis, index in choice]
+        draft = Draft({}, {}).overlaid(settings)
+        if self.warm_start is not None:
+            base = draft.overlaid([(key, value, ("warm_start", key)) for key, value in self.warm_start.items()])
+            return draft.resolve(warm_start=base.resolve())
+        return draft.resolve()
+
+
+class Draft:
+    """A run's configuration while it is put together, with the place in the experiment file of each of its values."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[Location, Location]) -> None:
+        self.values = dict(values)
+        self.places = dict(places)
+
+    def overlaid(self, settings: Iterable[Setting]) -> Draft:
+        """With (key, value, place) laid over it; whole fields first, so that a dotted key changes what they hold."""
+        result = Draft(self.values, self.places)
+        for key, value, place in sorted(settings, key=lambda setting: setting[0].count(".")):
+            field, _, part = key.partition(".")
+            if part:
+                whole = result.values.get(field, {})
+                if not isinstance(whole, str | dict):
+                    raise located(place, f"'{field}' is {reprlib.repr(whole)}, which has no '{part}'")
+                parts = {"name": whole} if isinstance(whole, str) else whole
+                result.values[field] = {**parts, part: value}
+                result.places[field, part] = place
+            else:
+                result.values[field] = value
+                result.places = {path: old for path, old in result.places.items() if path[0] != field}
+                result.places[(field,)] = place
+        return result
+
+    def resolve(self, warm_start: RunConfig | None = None) -> RunConfig:
+        """The configuration. Raises ValidationError whose locations are places in the experiment file."""
+        try:
+            config = RunConfig.model_validate({**self.values, "warm_start": warm_start})
+        except ValidationError as error:
+            details = error.errors()[0]
+            raise located(self._place(details["loc"]), explain(details)) from error
+        if config.weights is not None and not Path(config.weights).is_file():
+            raise located(self._place(("weights",)), f"no such file: {config.weights}")
+        return config
+
+    def _place(self, location: Location) -> Location:
+        for length in range(len(location), 0, -1):
+            if location[:length] in self.places:
+                return (*self.places[location[:length]], *location[length:])
+        inside = [place for path, place in self.places.items() if path[: len(location)] == location]
+        return inside[0] if inside else ("run", *location)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    An override is ``run.iterations=20``, ``iterations=20`` (the same), or ``grid.seed=[0,1]``.
+    Raises UserError, one line.
+    """
+    source = YamlSource(Path(path), overrides, root_keys=list(Experiment.model_fields))
+    source.data.setdefault("name", Path(path).stem)
+    try:
+        return Experiment.model_validate(source.data)
+    except ValidationError as error:
+        details = error.errors()[0]
+        raise source.error(details["loc"], explain(details)) from error
+
+
+def explain(details: ErrorDetails) -> str:
+    """A pydantic error in the words of an experiment file: what was expected, what was there."""
+    kind, message = details["type"], details["msg"]
+    if kind == "missing":
+        return "is required"
+    if kind in ("value_error", "located"):
+        return message.removeprefix("Value error, ")
+    if kind == "too_short":
+        return "expected at least one value, got an empty list"
+    expected = message.replace("Input should be", "expected").replace("a valid dictionary", "a mapping")
+    suggestion = ""
+    if kind == "literal_error" and isinstance(details["input"], str):
+        choices = details["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        near = did_you_mean(details["input"], choices)
+        suggestion = near if "did you mean" in near else ""
+    return f"{expected}, got {reprlib.repr(details['input'])}{suggestion}"
+
+
+def _one_of(what: str, name: str, names: Sequence[str]) -> str:
+    if name not in names:
+        raise ValueError(f"unknown {what} '{name}'{did_you_mean(name, names)}")
+    return name

@@ -1,0 +1,84 @@
+"""A Detectron2 model run over the pictures of a split, to LVIS results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from rio_bench.datasets.lvis import LVISSplit
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOG_LINES = 10
+
+
+@torch.no_grad()
+def detect(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str) -> list[dict]:
+    """Detect in every picture of the split; returns LVIS results, in the order of the split's records.
+
+    Each result holds image_id, category_id (the file's), bbox [x, y, width, height] in the picture's pixels, score, and
+    segmentation, a compressed RLE whose counts are a str. Pictures are read and resized as Detectron2's DatasetMapper
+    does for tests, and go through the model one by one, so that none depends on the padding of others. The model is left
+    in the mode, training or evaluation, that it was in.
+    """
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    category_ids = [category.id for category in split.categories]
+    was_training = model.training
+    model.to(device).eval()
+    results: list[dict] = []
+    last_line = time.monotonic()
+    for number, record in enumerate(split.records, start=1):
+        instances = model([_read(record, resize, cfg.INPUT.FORMAT)])[0]["instances"]
+        results += _to_results(instances, record["image_id"], category_ids)
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LOG_LINES:
+            logger.info("evaluated %d/%d pictures", number, len(split.records))
+            last_line = time.monotonic()
+    model.train(was_training)
+    return results
+
+
+def _read(record: dict[str, Any], resize: T.Augmentation, image_format: str) -> dict[str, Any]:
+    """The picture of a record as a model's input."""
+    image = detection_utils.read_image(record["file_name"], format=image_format)
+    detection_utils.check_image_size(record, image)
+    resized = resize.get_transform(image).apply_image(image)
+    return {
+        "image": torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))),
+        "height": record["height"],
+        "width": record["width"],
+    }
+
+
+def _to_results(instances: Instances, image_id: int, category_ids: list[int]) -> list[dict]:
+    boxes = instances.pred_boxes.tensor.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {"image_id": image_id, "category_id": category_ids[index], "bbox": box, "score": score, "segmentation": mask}
+        for index, box, score, mask in zip(
+            instances.pred_classes.tolist(),
+            boxes.tolist(),
+            instances.scores.tolist(),
+            encode_masks(instances.pred_masks),
+            strict=True,
+        )
+    ]
+
+
+def encode_masks(masks: Tensor) -> list[dict]:
+    """Compressed RLEs of binary masks [N, height, width] (bool)."""
+    # pycocotools wants [height, width, N] with the height innermost in memory; turned on the device, where it is quick
+    columns_first = masks.transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()
+    encoded = mask_utils.encode(columns_first.transpose(2, 1, 0))
+    return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in encoded]

@@ -1,0 +1,163 @@
+"""An experiment as the list of its runs: what to train, under which name, and after which base run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rio_bench.config import Experiment, RunConfig, canonical
+from rio_bench.errors import UserError
+from rio_bench.strategy import name_of
+
+# Shown by the label's own parts, by the tables' columns, or following from the other fields.
+NOT_IN_LABEL = ("strategy", "classifier", "backbone", "seed", "warm_start")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """``name`` is the folder's, ``method`` the label in tables, ``after`` the name of the base run it waits for."""
+
+    config: RunConfig
+    identity: str
+    name: str
+    method: str
+    after: str | None
+    is_base: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of an experiment without duplicates, base runs first. ``baseline`` is a strategy's name."""
+
+    experiment: str
+    baseline: str
+    runs: tuple[PlannedRun, ...]
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Raises UserError where a data set or a weights file cannot be read."""
+    is_base: dict[RunConfig, bool] = {}
+    for cell in experiment.cells:
+        if cell.warm_start is not None:
+            is_base.setdefault(cell.warm_start, True)
+    for cell in experiment.cells:
+        is_base[cell] = False
+    configs = sorted(is_base, key=lambda config: config.warm_start is not None)
+    method_label = _method_labels(configs)
+    runs = [
+        PlannedRun(
+            config=config,
+            identity=identity(config),
+            name=_run_name(config),
+            method=method_label(config) + (", base run" if is_base[config] else ""),
+            after=None if config.warm_start is None else _run_name(config.warm_start),
+            is_base=is_base[config],
+        )
+        for config in configs
+    ]
+    return Plan(experiment.name, experiment.baseline, tuple(runs))
+
+
+def select(plan: Plan, texts: Sequence[str]) -> Plan:
+    """The runs whose name or method contains one of the texts, and the base runs they wait for.
+
+    Raises UserError for a text that no run contains.
+    """
+    for text in texts:
+        if not any(text in run.name or text in run.method for run in plan.runs):
+            raise UserError(f"--only {text}: no run's name contains it: {', '.join(run.name for run in plan.runs)}")
+    chosen = [run for run in plan.runs if any(text in run.name or text in run.method for text in texts)]
+    wanted = {run.name for run in chosen} | {run.after for run in chosen}
+    return replace(plan, runs=tuple(run for run in plan.runs if run.name in wanted))
+
+
+def identity(config: RunConfig) -> str:
+    """16 hex digits of a hash of all that decides a run's result: where files lie and on what it runs does not count.
+
+    Defaults are left out, so that a new field keeps old identities.
+    """
+    content: dict[str, Any] = canonical(config)
+    content["dataset_fingerprint"] = _dataset_fingerprint(config.dataset)
+    if config.weights is not None:
+        content["weights"] = _file_hash(config.weights)
+    if config.warm_start is not None:
+        content["warm_start"] = identity(config.warm_start)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+def _run_name(config: RunConfig) -> str:
+    return f"{name_of(config.strategy)}-{config.backbone}-seed{config.seed}-{identity(config)}"
+
+
+def _method_labels(configs: Iterable[RunConfig]) -> Callable[[RunConfig], str]:
+    """The label of a configuration: its strategy, and whatever differs within these configurations but columns."""
+    configs = list(configs)
+    by_strategy: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        by_strategy.setdefault(name_of(config.strategy), []).append(config)
+    varying_hyperparameters = {
+        name: _varying([config.strategy for config in group]) for name, group in by_strategy.items()
+    }
+    varying_fields = [field for field in _varying(configs) if field not in NOT_IN_LABEL]
+    classifiers = {config.classifier.name for config in configs}
+    varying_temperature = len({c.classifier.temperature for c in configs if c.classifier.name == "cosine"}) > 1
+
+    def label(config: RunConfig) -> str:
+        name = name_of(config.strategy)
+        # What a run leaves at its default is left out: two runs that differ still have different labels.
+        text = name + _in_brackets(config.strategy, _stated(config.strategy, varying_hyperparameters[name]))
+        if len(classifiers) > 1 or varying_temperature:
+            text += f", {config.classifier.name}"
+            if config.classifier.name == "cosine" and varying_temperature:
+                text += _in_brackets(config.classifier, ["temperature"])
+        return ", ".join([text, *_settings(config, varying_fields)])
+
+    return label
+
+
+def _stated(model: Any, fields: Iterable[str]) -> list[str]:
+    return [field for field in fields if field in model.model_fields_set]
+
+
+def _varying(models: Sequence[Any]) -> list[str]:
+    """The fields in which models of one class differ."""
+    return [field for field in type(models[0]).model_fields if len({getattr(model, field) for model in models}) > 1]
+
+
+def _settings(model: Any, fields: Iterable[str]) -> list[str]:
+    values = {field: getattr(model, field) for field in fields}
+    return [f"{field}={'none' if value is None else value}" for field, value in values.items()]
+
+
+def _in_brackets(model: Any, fields: Iterable[str]) -> str:
+    settings = _settings(model, fields)
+    return f" ({', '.join(settings)})" if settings else ""
+
+
+@functools.cache
+def _dataset_fingerprint(name: str) -> str:
+    """Once a process: LVIS's annotation files have a gigabyte."""
+    from rio_bench import datasets
+
+    return datasets.fingerprint(name)
+
+
+def _file_hash(path: str) -> str:
+    try:
+        status = os.stat(path)
+        return _content_hash(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"weights: {path}: {error.strerror}") from error
+
+
+@functools.cache
+def _content_hash(path: str, size: int, modified: int) -> str:
+    """The size and the time of change are there to hash a changed file anew."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,348 @@
+"""The result folder: where files lie, atomic records, locks. The only module that knows the layout.
+
+ROOT/experiment.json      the plan as last run: what a table needs to show missing and failed cells
+ROOT/leaderboard.csv      derived from the records, rewritten after every run (report/tables.py)
+ROOT/leaderboard.md
+ROOT/runs/NAME/config.json       the run as planned: what the worker reads
+              /log.txt           what the worker printed, all attempts
+              /metrics.jsonl     one JSON object an iteration or a phase
+              /checkpoints/      model_final.pth when training ended
+              /attempts.jsonl    one line an attempt that ended: times, exit status, signal, host, process
+              /lock              held (flock) by the harness and by the worker that does the run
+              /record.json       written last and whole: the done marker
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from rio_bench.errors import UserError
+
+
+class RecordError(UserError):
+    """A file of a result folder that cannot be read or written, or is not what its place says: names the file."""
+
+
+class Stored(BaseModel):
+    """JSON that lies in a result folder: strict about keys, finite numbers or null only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Metrics(Stored):
+    """LVIS average precision in percent (0..100); None where no category has ground truth.
+
+    APr, APc, APf: the mean over the rare, common and frequent categories. per_category: category name -> AP.
+    """
+
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    APr: float | None
+    APc: float | None
+    APf: float | None
+    per_category: dict[str, float | None]
+
+
+class Seconds(TypedDict):
+    """Wall time of the parts of a run, without its base run. total: the whole process."""
+
+    train: float
+    evaluate: float
+    total: float
+
+
+class Code(TypedDict):
+    """The git revision that ran, and whether files differed from it; None where the package is not in a checkout."""
+
+    revision: str | None
+    dirty: bool | None
+
+
+class Record(Stored):
+    """The result of one run."""
+
+    format: Literal[1] = 1
+    identity: str
+    name: str
+    method: str
+    experiment: str
+    config: dict[str, Any]  # canonical(RunConfig)
+    seed: int
+    metrics: dict[str, Metrics]  # "box", "mask"
+    num_train_images: int
+    passes: float  # over the training images, base run included
+    seconds: Seconds
+    peak_memory_bytes: int  # of the GPU's memory on a GPU, of the process's on a CPU
+    device: str
+    code: Code
+    versions: dict[str, str]
+    finished: str  # ISO time with its zone
+
+    @field_validator("metrics")
+    @classmethod
+    def _box_and_mask(cls, metrics: dict[str, Metrics]) -> dict[str, Metrics]:
+        if set(metrics) != {"box", "mask"}:
+            raise ValueError(f"expected the keys box and mask, got {', '.join(sorted(metrics)) or 'none'}")
+        return metrics
+
+
+class StoredRun(Stored):
+    """One run as planned (plan.PlannedRun as plain data)."""
+
+    name: str
+    identity: str
+    experiment: str
+    method: str
+    is_base: bool
+    after: str | None
+    config: dict[str, Any]  # canonical(RunConfig)
+
+
+class StoredPlan(Stored):
+    """A plan as plain data: readable although a strategy it names is no longer installed."""
+
+    format: Literal[1] = 1
+    experiment: str
+    baseline: str
+    runs: tuple[StoredRun, ...]
+
+
+class Attempt(Stored):
+    """How one attempt at a run ended. exit_status is None where a signal ended it, signal is None where none did."""
+
+    started: str  # ISO time with its zone
+    ended: str
+    exit_status: int | None
+    signal: str | None  # "SIGKILL"
+    host: str
+    pid: int
+
+
+class RunLock:
+    """A held lock of a run. The descriptor is handed to the worker, so that the lock lasts as long as either lives."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        """Let go of this process's share of the lock."""
+        os.close(self.descriptor)
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.name
+        self.config_file = self.path / "config.json"
+        self.log_file = self.path / "log.txt"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.final_weights = self.checkpoints / "model_final.pth"
+        self.attempts_file = self.path / "attempts.jsonl"
+        self.lock_file = self.path / "lock"
+        self.record_file = self.path / "record.json"
+
+    def create(self) -> None:
+        """Make the folder and its parents; RecordError where that cannot be done."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be made: {error.strerror}") from error
+
+    def lock(self) -> RunLock | None:
+        """Take the run's lock; None where another process holds it. The lock file is never removed."""
+        self.create()
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise RecordError(f"{self.lock_file}: cannot be opened: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise RecordError(f"{self.lock_file}: cannot be locked: {error.strerror}") from error
+        return RunLock(descriptor)
+
+    def write_run(self, run: StoredRun) -> None:
+        """Write config.json."""
+        write_atomically(self.config_file, to_json(run))
+
+    def read_run(self) -> StoredRun | None:
+        """Read config.json; None where there is none."""
+        return read_stored(self.config_file, StoredRun)
+
+    def write_record(self, record: Record) -> None:
+        """Write record.json, whole or not at all."""
+        write_atomically(self.record_file, to_json(record))
+
+    def read_record(self, identity: str | None = None) -> Record | None:
+        """Read record.json; None where there is none.
+
+        Raises RecordError where the file is torn, of another format, or of another run: of another name than the
+        folder's, or of another identity than asked for (by default the one in config.json, where there is one).
+        """
+        record = read_stored(self.record_file, Record)
+        if record is None:
+            return None
+        if record.name != self.name:
+            raise RecordError(f"{self.record_file}: is the record of another run ({record.name})")
+        if identity is None:
+            run = self.read_run()
+            identity = run.identity if run else record.identity
+        if record.identity != identity:
+            raise RecordError(
+                f"{self.record_file}: is the record of another configuration"
+                f" (identity {record.identity}, expected {identity})"
+            )
+        return record
+
+    def set_aside_record(self) -> Path:
+        """Rename a record.json that is not to be trusted; returns its new place. Call with the lock held."""
+        number = 1
+        while (aside := self.path / f"record.set-aside-{number}.json").exists():
+            number += 1
+        os.replace(self.record_file, aside)
+        return aside
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Append a line to attempts.jsonl."""
+        append_json_line(self.attempts_file, attempt.model_dump(mode="json"))
+
+    def read_attempts(self) -> list[Attempt]:
+        """The attempts that ended, oldest first; torn lines (a full disk, a crash) are left out."""
+        if not self.attempts_file.exists():
+            return []
+        attempts = []
+        for line in self.attempts_file.read_bytes().splitlines():
+            with contextlib.suppress(ValidationError):
+                attempts.append(Attempt.model_validate_json(line))
+        return attempts
+
+
+class ResultFolder:
+    """The folder of one experiment: RESULTS/EXPERIMENT."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.plan_file = self.root / "experiment.json"
+        self.leaderboard_csv = self.root / "leaderboard.csv"
+        self.leaderboard_markdown = self.root / "leaderboard.md"
+        self.runs = self.root / "runs"
+
+    def run(self, name: str) -> RunFolder:
+        """The folder of a run; nothing is made."""
+        return RunFolder(self.runs / name)
+
+    def write_plan(self, plan: StoredPlan) -> None:
+        """Write experiment.json. RecordError where the folder is another experiment's: its cells would be mixed up."""
+        before = self.read_plan()
+        if before is not None and before.experiment != plan.experiment:
+            raise RecordError(
+                f"{self.plan_file}: belongs to the experiment '{before.experiment}', not '{plan.experiment}':"
+                " take another result folder"
+            )
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{self.root}: cannot be made: {error.strerror}") from error
+        write_atomically(self.plan_file, to_json(plan))
+
+    def read_plan(self) -> StoredPlan | None:
+        """Read experiment.json; None where there is none."""
+        return read_stored(self.plan_file, StoredPlan)
+
+    def records(self) -> tuple[list[Record], list[str]]:
+        """All records, by the name of their run, and a warning line for each that had to be left out.
+
+        A run that the plan still holds gets the plan's method label: the label tells what differs within the
+        experiment, so it changes when the file gains an axis, and the record's own is from before.
+        """
+        plan = self.read_plan()
+        labels = {run.identity: run.method for run in plan.runs} if plan else {}
+        records, warnings = [], []
+        for path in sorted(self.runs.iterdir()) if self.runs.is_dir() else []:
+            try:
+                record = RunFolder(path).read_record()
+            except RecordError as error:
+                warnings.append(f"{error}: left out")
+                continue
+            if record is not None:
+                label = labels.get(record.identity, record.method)
+                records.append(record.model_copy(update={"method": label}))
+        return records, warnings
+
+
+StoredModel = TypeVar("StoredModel", bound=Stored)
+
+
+def read_stored(path: Path, model: type[StoredModel]) -> StoredModel | None:
+    """Read a JSON file as `model`; None where it does not exist, RecordError where it is torn or of another shape."""
+    try:
+        return model.model_validate(json.loads(path.read_bytes(), parse_constant=_refuse_constant))
+    except (FileNotFoundError, NotADirectoryError):  # a stray file in runs/ is no run
+        return None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{path}: not a file of this version of rio_bench: {key}: {first['msg']}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise RecordError(f"{path}: torn or not JSON ({error})") from error
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is not JSON")
+
+
+def to_json(stored: Stored) -> str:
+    """The text of a file; ValueError on NaN or infinity, which JSON does not have."""
+    return json.dumps(stored.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, and a crash at any moment, finds the old content or the new, never a part.
+
+    Raises RecordError where it cannot be written (a full disk, a read-only folder); the old content then stays.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # the new name too must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append one line in one write. A torn line before it (a crash) is closed first, so that only it is lost."""
+    with open(path, "ab+") as file:
+        torn = False
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(values, allow_nan=False).encode() + b"\n")

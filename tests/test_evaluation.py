@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
+
+from rio_bench.detection.evaluation import lvis_ap
+from rio_bench.errors import UserError
+from rio_bench.records import Metrics
+
+# ------------------------------------------------------------------------------------------- against the lvis package
+
+
+def ellipse(box: list[float], height: int, width: int) -> np.ndarray:
+    """A mask that fills part of a box. [height, width] uint8"""
+    x, y, w, h = box
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    inside = ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2 <= 1
+    return np.asfortranarray(inside, dtype=np.uint8)
+
+
+def encode(mask: np.ndarray) -> dict:
+    rle = mask_utils.encode(mask)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def runs(mask: np.ndarray) -> dict:
+    """The uncompressed form of an RLE, which annotation files may hold: run lengths down the columns, from 0."""
+    flat = np.concatenate([[0], mask.ravel(order="F"), [0]])
+    edges = np.flatnonzero(np.diff(flat))
+    ends = np.concatenate([[0], edges, [mask.size]])
+    return {"size": list(mask.shape), "counts": np.diff(ends).tolist()}
+
+
+def polygon(box: list[float]) -> list[list[float]]:
+    x, y, w, h = box
+    return [[x, y, x + w, y, x + w, y + h, x + w / 3, y + h]]
+
+
+def random_box(rng: np.random.Generator, height: int, width: int) -> list[float]:
+    w, h = rng.uniform(3, 0.8 * width), rng.uniform(3, 0.8 * height)
+    return [float(rng.uniform(0, width - w)), float(rng.uniform(0, height - h)), float(w), float(h)]
+
+
+def random_case(seed: int, most_detections: int) -> tuple[dict[str, Any], list[dict]]:
+    """An annotation file's content and detections with all that LVIS evaluation distinguishes."""
+    rng = np.random.default_rng(seed)
+    category_ids = rng.permutation(60)[: rng.integers(1, 9)].tolist()
+    frequencies = rng.choice(["r", "c", "f"], size=len(category_ids)).tolist()
+    categories = [
+        {"id": category_id, "name": f"name {category_id}", "frequency": frequency}
+        for category_id, frequency in zip(category_ids, frequencies, strict=True)
+    ]
+    images, objects, detections = [], [], []
+    for image_id in (1 + rng.permutation(40)[: rng.integers(1, 6)]).tolist():
+        height, width = rng.integers(24, 60, size=2).tolist()
+        size = {"height": height, "width": width}
+        crowded = rng.random() < 0.3
+        for _ in range(rng.integers(0, 25 if crowded else 6)):
+            box = random_box(rng, height, width)
+            mask = ellipse(box, height, width)
+            form = rng.integers(3)
+            objects.append(
+                {
+                    "id": len(objects) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.choice(category_ids)),
+                    "bbox": box,
+                    # the area of the file is what counts, not the mask's; 0 and beyond 1e5^2 are the edges
+                    "area": float(rng.choice([mask.sum(), 0, 1e10, 2e10], p=[0.91, 0.03, 0.03, 0.03])),
+                    "segmentation": polygon(box) if form == 0 else encode(mask) if form == 1 else runs(mask),
+                }
+            )
+        federated = rng.random(len(category_ids))
+        images.append(
+            {
+                "id": image_id,
+                **size,
+                "neg_category_ids": [c for c, u in zip(category_ids, federated, strict=True) if u < 0.4],
+                "not_exhaustive_category_ids": [c for c, u in zip(category_ids, federated, strict=True) if 0.3 < u < 0.6],
+            }
+        )
+        of_image = [entry for entry in objects if entry["image_id"] == image_id]
+        levels = rng.choice([3, 50, 10**6])  # few levels of score: many ties
+        for _ in range(int(rng.choice([0, 8, most_detections]))):
+            if of_image and rng.random() < 0.7:
+                target = of_image[rng.integers(len(of_image))]
+                shift = rng.normal(0, rng.choice([0, 1, 4]), size=2)
+                x, y, w, h = target["bbox"]
+                box = [x + shift[0], y + shift[1], w * rng.uniform(0.8, 1.2), h]
+                category_id = target["category_id"]
+            else:
+                box, category_id = random_box(rng, height, width), int(rng.choice(category_ids))
+            mask = ellipse(box, height, width)
+            if rng.random() < 0.03:
+                box[2] = 0.0
+            detections.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id if rng.random() < 0.9 else int(rng.choice(category_ids)),
+                    "bbox": [float(value) for value in box],
+                    "score": float(rng.integers(1, levels + 1) / levels),
+                    "segmentation": encode(mask),
+                }
+            )
+    rng.shuffle(detections)
+    return {"categories": categories, "images": images, "annotations": objects}, detections
+
+
+def measured_by_lvis(lvis: ModuleType, path: Path, detections: list[dict], iou_type: str) -> Metrics:
+    evaluation = lvis.LVISEval(str(path), copy.deepcopy(detections), iou_type)
+    evaluation.run()
+
+    def percent(value: float) -> float | None:
+        return None if value == -1 else 100 * float(value)
+
+    precision = evaluation.eval["precision"][:, :, :, 0]  # all areas
+    per_category = {}
+    for index, category_id in enumerate(evaluation.params.cat_ids):
+        values = precision[:, :, index]
+        per_category[evaluation.lvis_gt.cats[category_id]["name"]] = percent(values[values > -1].mean() if (values > -1).any() else -1)
+    keys = ("AP", "AP50", "AP75", "APr", "APc", "APf")
+    return Metrics(**{key: percent(evaluation.results[key]) for key in keys}, per_category=per_category)
+
+
+def assert_same(ours: Metrics, theirs: Metrics) -> None:
+    def values(metrics: Metrics) -> dict[str, float | None]:
+        fields = metrics.model_dump()
+        return fields.pop("per_category") | fields
+
+    ours_values, theirs_values = values(ours), values(theirs)
+    assert ours_values.keys() == theirs_values.keys()
+    for key, value in theirs_values.items():
+        assert ours_values[key] == (None if value is None else pytest.approx(value, abs=1e-6)), key
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), most_detections=st.sampled_from([20, 60]))
+def test_equals_the_lvis_package(lvis_package: ModuleType, tmp_path: Path, seed: int, most_detections: int) -> None:
+    assert_equals_lvis(lvis_package, tmp_path, *random_case(seed, most_detections))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_the_lvis_package_over_300_detections_an_image(lvis_package: ModuleType, tmp_path: Path, seed: int) -> None:
+    while True:  # until a case where the cut matters
+        content, detections = random_case(seed, most_detections=380)
+        per_image = Counter(detection["image_id"] for detection in detections)
+        if content["annotations"] and max(per_image.values(), default=0) > 300:
+            break
+        seed += 100
+    assert_equals_lvis(lvis_package, tmp_path, content, detections)
+
+
+def assert_equals_lvis(lvis: ModuleType, folder: Path, content: dict, detections: list[dict]) -> None:
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    if not detections:  # the lvis package stops at an empty list; a detection of area 0 is as good as none
+        size = [content["images"][0]["height"], content["images"][0]["width"]]
+        detections = [
+            {
+                "image_id": content["images"][0]["id"],
+                "category_id": content["categories"][0]["id"],
+                "bbox": [0.0, 0.0, 0.0, 0.0],
+                "score": 0.5,
+                "segmentation": encode(np.zeros(size, dtype=np.uint8, order="F")),
+            }
+        ]
+    given_detections = copy.deepcopy(detections)
+    ours = lvis_ap(path, detections)
+    assert detections == given_detections
+    assert_same(ours["box"], measured_by_lvis(lvis, path, detections, "bbox"))
+    assert_same(ours["mask"], measured_by_lvis(lvis, path, detections, "segm"))
+
+
+# ------------------------------------------------------------------------------------------------ cases worked by hand
+
+
+def write(path: Path, content: dict) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def square(x: float) -> tuple[list[float], dict]:
+    box = [x, 0.0, 10.0, 10.0]
+    mask = np.zeros((20, 100), dtype=np.uint8, order="F")
+    mask[:10, int(x) : int(x) + 10] = 1
+    return box, encode(mask)
+
+
+def one_picture(objects: list[tuple[int, float]], **fields: Any) -> dict[str, Any]:
+    """A picture of 100 x 20 with 10 x 10 objects (category, x); categories 1 rare, 2 common, 3 frequent."""
+    return {
+        "categories": [{"id": i, "name": name, "frequency": name[0]} for i, name in enumerate(["rare", "common", "frequent"], 1)],
+        "images": [
+            {"id": 7, "height": 20, "width": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []} | fields
+        ],
+        "annotations": [
+            {"id": n, "image_id": 7, "category_id": category, "bbox": square(x)[0], "area": 100, "segmentation": square(x)[1]}
+            for n, (category, x) in enumerate(objects, 1)
+        ],
+    }
+
+
+def found(category: int, x: float, score: float, **fields: Any) -> dict:
+    box, mask = square(x)
+    return {"image_id": 7, "category_id": category, "bbox": box, "score": score, "segmentation": mask} | fields
+
+
+def test_hand_computed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (1, 20), (2, 40)]))
+    # rare: one of two objects found: precision 1 up to recall 0.5, at 51 of the 101 recall levels; common: found;
+    # frequent: no ground truth, so skipped, and its detection dropped as nothing says that it is not there
+    metrics = lvis_ap(path, [found(1, 0, 0.9), found(2, 40, 0.8), found(3, 60, 0.7)])
+    for kind in ("box", "mask"):
+        assert metrics[kind].APr == pytest.approx(100 * 51 / 101)
+        assert metrics[kind].APc == pytest.approx(100)
+        assert metrics[kind].APf is None
+        assert metrics[kind].AP == metrics[kind].AP50 == metrics[kind].AP75 == pytest.approx((100 * 51 / 101 + 100) / 2)
+        assert metrics[kind].per_category == {
+            "rare": pytest.approx(100 * 51 / 101), "common": pytest.approx(100), "frequent": None
+        }  # fmt: skip
+
+
+def test_iou_thresholds(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    # a box 13 wide over one 10 wide: IoU 10 / 13 = 0.769, a hit at 0.50, 0.55, ... 0.75: 6 of the 10 thresholds
+    metrics = lvis_ap(path, [found(1, 0, 0.9, bbox=[0.0, 0.0, 13.0, 10.0])])["box"]
+    assert (metrics.AP, metrics.AP50, metrics.AP75) == pytest.approx((60, 100, 100))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"neg_category_ids": [1]}, 50),  # the false positive comes first: precision 1/2 at every recall level
+        ({"neg_category_ids": [1], "not_exhaustive_category_ids": [1]}, 100),  # unmatched detections are ignored
+    ],
+)
+def test_not_exhaustive_categories(tmp_path: Path, fields: dict, expected: float) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)], **fields))
+    assert lvis_ap(path, [found(1, 50, 0.9), found(1, 0, 0.8)])["mask"].AP == pytest.approx(expected)
+
+
+def test_negative_categories_count_false_positives_of_other_pictures(tmp_path: Path) -> None:
+    content = one_picture([(1, 0)])
+    other = content["images"][0] | {"id": 8, "neg_category_ids": [1]}
+    detections = [found(1, 0, 0.8), found(1, 50, 0.9, image_id=8)]
+    with_negative = write(tmp_path / "a.json", content | {"images": [content["images"][0], other]})
+    assert lvis_ap(with_negative, detections)["box"].AP == pytest.approx(50)
+    unknown = write(tmp_path / "b.json", content | {"images": [content["images"][0], other | {"neg_category_ids": []}]})
+    assert lvis_ap(unknown, detections)["box"].AP == pytest.approx(100)
+
+
+def test_300_an_image_across_all_categories(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (2, 40)], neg_category_ids=[3]))
+    others = [found(3, 60, 0.5) for _ in range(299)]
+    # of equal scores the earlier stay
+    assert lvis_ap(path, [found(1, 0, 0.5), *others, found(2, 40, 0.5)])["box"].per_category["rare"] == pytest.approx(100)
+    assert lvis_ap(path, [found(1, 0, 0.5), *others, found(2, 40, 0.5)])["box"].per_category["common"] == 0
+    assert lvis_ap(path, [found(1, 0, 0.4), *others, found(2, 40, 0.5)])["box"].per_category["rare"] == 0
+
+
+def test_no_detections_give_zero_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = lvis_ap(write(tmp_path / "a.json", one_picture([(1, 0)])), [])
+    assert (metrics["mask"].AP, metrics["box"].APr, metrics["box"].APf) == (0, 0, None)
+    assert "no detections" in caplog.text
+
+
+def test_no_ground_truth_gives_none(tmp_path: Path) -> None:
+    metrics = lvis_ap(write(tmp_path / "a.json", one_picture([])), [found(1, 0, 0.9)])["box"]
+    assert metrics.AP is None and metrics.per_category == {"rare": None, "common": None, "frequent": None}
+
+
+@pytest.mark.parametrize(
+    ("faulty", "told"),
+    [
+        ({"image_id": 99}, "an image_id that the annotation file does not know"),
+        ({"category_id": 99}, "a category_id that the annotation file does not know"),
+        ({"score": float("nan")}, "a score that is not finite"),
+        ({"bbox": [0.0, float("nan"), 10.0, 10.0]}, "a box that is not four finite numbers"),
+        ({"bbox": [0.0, 10.0, 10.0]}, "a box that is not four finite numbers"),
+        ({"segmentation": {"size": [21, 100], "counts": "PPYo1"}}, "no mask of the picture's size"),
+        ({"segmentation": None}, "no mask of the picture's size"),
+    ],
+)
+def test_faulty_detections_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, faulty: dict, told: str
+) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    sound = lvis_ap(path, [found(1, 0, 0.5)])
+    with caplog.at_level(logging.WARNING):
+        # the faulty ones would be the best of the picture, and 300 of them would fill it
+        assert lvis_ap(path, [found(1, 0, 0.9) | faulty] * 300 + [found(1, 0, 0.5)]) == sound
+    assert caplog.messages == [f"300 of 301 detections left out: {told}"]
+
+
+@pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_missing_federated_fields_are_an_error(tmp_path: Path, field: str) -> None:
+    content = one_picture([(1, 0)])
+    del content["images"][0][field]
+    with pytest.raises(UserError, match=f"a.json: .*'{field}' is missing"):
+        lvis_ap(write(tmp_path / "a.json", content), [])
+
+
+def test_unusable_annotation_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.json: cannot be read"):
+        lvis_ap(tmp_path / "none.json", [])
+    content = one_picture([])
+    content["categories"][0]["frequency"] = "often"
+    with pytest.raises(UserError, match="frequency of category 'rare' is 'often', expected r, c or f"):
+        lvis_ap(write(tmp_path / "a.json", content), [])
+    content = one_picture([])
+    content["categories"][0]["name"] = "common"
+    with pytest.raises(UserError, match="two categories are called 'common'"):
+        lvis_ap(write(tmp_path / "b.json", content), [])
