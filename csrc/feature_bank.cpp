@@ -197,14 +197,14 @@ std::vector<Replay> plan_sample(const char* op, const BankShape& shape, const Te
   return replays;
 }
 
-PaddedReplays gather(const Tensor& features_bank, const Tensor& proposal_boxes_bank, const Tensor& gt_boxes_bank,
+// The replays, and rows of padding up to `rows`; what does not fit is left out.
+Replays gather(const Tensor& features_bank, const Tensor& proposal_boxes_bank, const Tensor& gt_boxes_bank,
                      const std::vector<Replay>& replays, int64_t rows) {
   const int64_t filled = std::min<int64_t>(rows, replays.size());
   const Tensor features = at::empty({rows, features_bank.size(2)}, features_bank.options());
   const Tensor labels = at::empty({rows}, features_bank.options().dtype(at::kLong));
   const Tensor proposal_boxes = at::empty({rows, 4}, proposal_boxes_bank.options());
   const Tensor gt_boxes = at::empty({rows, 4}, gt_boxes_bank.options());
-  const Tensor valid = at::empty({rows}, features_bank.options().dtype(at::kBool));
 
   const int64_t row_bytes = features_bank.size(2) * features_bank.element_size();
   const char* feature_slot = static_cast<const char*>(features_bank.const_data_ptr());
@@ -228,10 +228,7 @@ PaddedReplays gather(const Tensor& features_bank, const Tensor& proposal_boxes_b
   std::fill(label + filled, label + rows, kPaddingLabel);
   std::fill(proposal_box + filled * 4, proposal_box + rows * 4, 0.0f);
   std::fill(gt_box + filled * 4, gt_box + rows * 4, 0.0f);
-  bool* is_valid = valid.mutable_data_ptr<bool>();
-  std::fill(is_valid, is_valid + filled, true);
-  std::fill(is_valid + filled, is_valid + rows, false);
-  return {features, labels, proposal_boxes, gt_boxes, valid};
+  return {features, labels, proposal_boxes, gt_boxes};
 }
 
 std::vector<Replay> plan_sample_checked(const char* op, const Tensor& features_bank, const Tensor& proposal_boxes_bank,
@@ -251,9 +248,7 @@ Replays sample_cpu(const Tensor& features_bank, const Tensor& proposal_boxes_ban
   const std::vector<Replay> replays =
       plan_sample_checked("sample", features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, labels, category_to_row,
                           counts, random);
-  auto [features, categories, proposal_boxes, gt_boxes, valid] =
-      gather(features_bank, proposal_boxes_bank, gt_boxes_bank, replays, static_cast<int64_t>(replays.size()));
-  return {features, categories, proposal_boxes, gt_boxes};
+  return gather(features_bank, proposal_boxes_bank, gt_boxes_bank, replays, static_cast<int64_t>(replays.size()));
 }
 
 PaddedReplays sample_padded_cpu(const Tensor& features_bank, const Tensor& proposal_boxes_bank,
@@ -264,7 +259,12 @@ PaddedReplays sample_padded_cpu(const Tensor& features_bank, const Tensor& propo
   const std::vector<Replay> replays =
       plan_sample_checked("sample_padded", features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, labels,
                           category_to_row, counts, random);
-  return gather(features_bank, proposal_boxes_bank, gt_boxes_bank, replays, rows);
+  const Tensor valid = at::empty({rows}, features_bank.options().dtype(at::kBool));
+  bool* is_valid = valid.mutable_data_ptr<bool>();
+  for (int64_t m = 0; m < rows; ++m) {
+    is_valid[m] = m < static_cast<int64_t>(replays.size());
+  }
+  return std::tuple_cat(gather(features_bank, proposal_boxes_bank, gt_boxes_bank, replays, rows), std::tuple(valid));
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ struct alignas(sizeof(T) * V) Pack {
 };
 
 template <typename Stored, typename Source>
-__device__ Stored convert(Source value) {
+__device__ Stored to_stored(Source value) {
   return static_cast<Stored>(static_cast<float>(value));
 }
 
@@ -46,7 +46,7 @@ __device__ bool all_finite(const Source* values, int64_t size, int thread, int t
     const auto pack = reinterpret_cast<const Pack<Source, V>*>(values)[i];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      finite = finite && isfinite(static_cast<float>(convert<Stored>(pack.values[v])));
+      finite = finite && isfinite(static_cast<float>(to_stored<Stored>(pack.values[v])));
     }
   }
   return finite;
@@ -59,7 +59,7 @@ __device__ void store_row(const Source* from, Stored* to, int64_t size) {
     Pack<Stored, V> out;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      out.values[v] = convert<Stored>(in.values[v]);
+      out.values[v] = to_stored<Stored>(in.values[v]);
     }
     reinterpret_cast<Pack<Stored, V>*>(to)[i] = out;
   }

@@ -81,7 +81,7 @@ def run(
     )
     if outcome.finished or outcome.reused:
         tables.write_leaderboard(folder)
-        print(tables.render(folder, Format.terminal))
+        print(tables.render(folder, "terminal"))
     raise typer.Exit(_tell(outcome, folder))
 
 
@@ -116,7 +116,7 @@ def table(
         folder = ResultFolder(results / load_experiment(experiment).name)
     if not folder.plan_file.exists():
         raise UserError(f"{folder.root}: no results there: run `rio_bench run EXPERIMENT.yaml` first")
-    print(tables.render(folder, format))
+    print(tables.render(folder, format.value))
 
 
 @app.command()

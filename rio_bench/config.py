@@ -40,7 +40,7 @@ def located(location: Location, message: str) -> ValidationError:
 def refuse_unknown_keys(data: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
     for key in data:
         if key not in known:
-            raise located((key,), f"unknown key{of}{did_you_mean(str(key), known)}")
+            raise located((key,), f"unknown key{of}{did_you_mean(str(key), known) or ' (it has no hyperparameters)'}")
 
 
 class Model(pydantic.BaseModel):

@@ -35,7 +35,9 @@ def print_strategies() -> None:
             for field_name, field in found.model_fields.items()
         ]
         if rows:
-            console.print(Padding(_table(("hyperparameter", "type", "default", "meaning"), rows), (0, 0, 0, 2), expand=False))
+            console.print(
+                Padding(_table(("hyperparameter", "type", "default", "meaning"), rows), (0, 0, 0, 2), expand=False)
+            )
         console.print()
 
 
@@ -68,7 +70,9 @@ def print_plan(plan: Plan, results: ResultFolder) -> None:
     ]
     console = _console()
     console.print(_table(("run", "method", "data set", "iterations", "after", "has a result"), rows))
-    console.print(Text(f"{plan.experiment}: {len(plan.runs)} runs, {len(plan.runs) - len(done)} without a result: {results.root}"))
+    console.print(
+        Text(f"{plan.experiment}: {len(plan.runs)} runs, {len(plan.runs) - len(done)} without a result: {results.root}")
+    )
 
 
 def first_line(documented: type) -> str:

@@ -16,7 +16,7 @@ from rio_bench.errors import UserError
 from rio_bench.strategy import name_of
 
 # Shown by the label's own parts, by the tables' columns, or following from the other fields.
-NOT_IN_LABEL = ("strategy", "classifier", "backbone", "seed", "warm_start")
+NOT_IN_LABEL = ("strategy", "classifier", "dataset", "backbone", "seed", "warm_start")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def make_plan(experiment: Experiment) -> Plan:
             is_base.setdefault(cell.warm_start, True)
     for cell in experiment.cells:
         is_base[cell] = False
-    configs = sorted(is_base, key=lambda config: config.warm_start is not None)
-    method_label = _method_labels(configs)
+    method_label = _method_labels(experiment.cells)
     runs = [
         PlannedRun(
             config=config,
@@ -59,7 +58,7 @@ def make_plan(experiment: Experiment) -> Plan:
             after=None if config.warm_start is None else _run_name(config.warm_start),
             is_base=is_base[config],
         )
-        for config in configs
+        for config in is_base
     ]
     return Plan(experiment.name, experiment.baseline, tuple(runs))
 
@@ -95,9 +94,8 @@ def _run_name(config: RunConfig) -> str:
     return f"{name_of(config.strategy)}-{config.backbone}-seed{config.seed}-{identity(config)}"
 
 
-def _method_labels(configs: Iterable[RunConfig]) -> Callable[[RunConfig], str]:
+def _method_labels(configs: Sequence[RunConfig]) -> Callable[[RunConfig], str]:
     """The label of a configuration: its strategy, and whatever differs within these configurations but columns."""
-    configs = list(configs)
     by_strategy: dict[str, list[RunConfig]] = {}
     for config in configs:
         by_strategy.setdefault(name_of(config.strategy), []).append(config)
@@ -111,7 +109,7 @@ def _method_labels(configs: Iterable[RunConfig]) -> Callable[[RunConfig], str]:
     def label(config: RunConfig) -> str:
         name = name_of(config.strategy)
         # What a run leaves at its default is left out: two runs that differ still have different labels.
-        text = name + _in_brackets(config.strategy, _stated(config.strategy, varying_hyperparameters[name]))
+        text = name + _in_brackets(config.strategy, _stated(config.strategy, varying_hyperparameters.get(name, [])))
         if len(classifiers) > 1 or varying_temperature:
             text += f", {config.classifier.name}"
             if config.classifier.name == "cosine" and varying_temperature:

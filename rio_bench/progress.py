@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -46,13 +46,20 @@ class RunView:
     reason: str = ""  # why it failed
 
 
+class Sighting(NamedTuple):
+    """When a number of iterations was first seen to be done."""
+
+    time: float
+    done: int
+
+
 def read_progress(tail: bytes) -> Progress:
     """Read the end of a metrics file: JSON lines with `iteration` (0-based, finished) or `phase`; the last counts.
 
-    A torn last line, a cut first one and lines of anything else are passed over.
+    A torn last line, a cut first one (neither is JSON) and lines of anything else are passed over.
     """
     phase = None
-    for line in reversed(tail.split(b"\n")[:-1]):  # what follows the last line end is torn or empty
+    for line in reversed(tail.split(b"\n")):
         try:
             values = json.loads(line)
         except ValueError:
@@ -77,11 +84,12 @@ def read_tail(path: Path, first_byte: int = 0) -> bytes:
         return b""
 
 
-def seconds_left(done: int, total: int, first_done: int, seconds: float) -> float | None:
-    """Seconds until `total` iterations, from the `seconds` that those since `first_done` took; None: not known yet."""
-    if done <= first_done:
+def seconds_left(first: Sighting, latest: Sighting, total: int, now: float) -> float | None:
+    """Seconds until `total` iterations at the pace between two sightings; None: not known yet."""
+    if latest.done <= first.done:
         return None
-    return (total - done) * seconds / (done - first_done)
+    pace = (latest.time - first.time) / (latest.done - first.done)
+    return max(0.0, (total - latest.done) * pace - (now - latest.time))
 
 
 def clock(seconds: float) -> str:
@@ -124,7 +132,8 @@ class PlainDisplay:
             self._states = {view.name: view.state for view in views}
         for view in views:
             changed = self._states[view.name] != view.state
-            if not changed and (view.state != "running" or now - self._told[view.name] < PLAIN_PERIOD):
+            due = view.state == "running" and now - self._told.get(view.name, -PLAIN_PERIOD) >= PLAIN_PERIOD
+            if not changed and not due:
                 continue
             self._states[view.name], self._told[view.name] = view.state, now
             self.note(f"[{clock(now - self._start)}] {view.name}: {_sentence(view)}")

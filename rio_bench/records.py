@@ -36,7 +36,8 @@ class RecordError(UserError):
 class Stored(BaseModel):
     """JSON that lies in a result folder: strict about keys, finite numbers or null only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # "constants": NaN in an open dict reaches json.dumps, which refuses it, rather than turning into null
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 class Metrics(Stored):

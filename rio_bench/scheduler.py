@@ -21,6 +21,7 @@ from rio_bench.plan import Plan, PlannedRun
 from rio_bench.progress import (
     PlainDisplay,
     RunView,
+    Sighting,
     TableDisplay,
     clock,
     make_display,
@@ -105,7 +106,8 @@ class Running:
     started: datetime
     log_start: int  # sizes before this attempt: what lies before is another attempt's
     metrics_start: int
-    first: tuple[float, int] | None = None  # when the first progress was seen, and the iterations then done
+    first: Sighting | None = None  # of progress
+    latest: Sighting | None = None
 
 
 @dataclass
@@ -146,6 +148,7 @@ class Scheduler:
         told_interrupts = 0
         with self._interrupts_counted():
             try:
+                display.update([task.view for task in self._tasks])
                 while True:
                     looking = time.monotonic() - last_look >= LOOK_SECONDS
                     if looking:
@@ -164,13 +167,10 @@ class Scheduler:
                     if changed or looking:
                         display.update([task.view for task in self._tasks])
                     if self._is_over():
-                        display.update([task.view for task in self._tasks])
                         return self._outcome()
                     time.sleep(POLL_SECONDS)
             finally:
-                for task in self._tasks:
-                    if task.running:  # only where something unforeseen was raised
-                        task.running.job.kill()
+                self._abandon()
 
     @contextmanager
     def _interrupts_counted(self) -> Iterator[None]:
@@ -195,6 +195,16 @@ class Scheduler:
         else:
             for job in running:
                 job.kill()
+
+    def _abandon(self) -> None:
+        """Leave no worker behind where something unforeseen was raised; else there is none."""
+        left = [task.running for task in self._tasks if task.running]
+        for running in left:
+            running.job.kill()
+        for running in left:
+            while running.job.poll() is None:
+                time.sleep(POLL_SECONDS)
+            running.lock.release()
 
     def _is_over(self) -> bool:
         states = {task.view.state for task in self._tasks}
@@ -302,14 +312,14 @@ class Scheduler:
         for task in self._tasks:
             if task.running is None:
                 continue
-            progress = read_progress(read_tail(task.folder.metrics_file, task.running.metrics_start))
-            task.view.progress = progress
-            task.view.seconds_left = None
-            if progress.phase == "training":
-                task.running.first = task.running.first or (now, progress.done)
-                first_seen, first_done = task.running.first
-                left = seconds_left(progress.done, task.run.config.iterations, first_done, now - first_seen)
-                task.view.seconds_left = left
+            running, view = task.running, task.view
+            progress = read_progress(read_tail(task.folder.metrics_file, running.metrics_start))
+            if progress.done and progress.done != view.progress.done:
+                running.latest = Sighting(now, progress.done)
+                running.first = running.first or running.latest
+            view.progress, view.seconds_left = progress, None
+            if progress.phase == "training" and running.first and running.latest:
+                view.seconds_left = seconds_left(running.first, running.latest, task.run.config.iterations, now)
 
     def _collect(self) -> bool:
         """Settle the runs whose worker ended; whether there were any."""
@@ -393,4 +403,4 @@ def exit_cause(code: int, took: str, log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if ERROR_LINE.match(line)]
     last = errors[-1:] if errors or code < 0 else lines[-1:]  # a killed worker's last line is no cause
-    return ": ".join([cause, *last])
+    return ": ".join([cause, *(line.removeprefix("error: ") for line in last)])

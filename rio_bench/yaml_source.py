@@ -60,23 +60,19 @@ class YamlSource:
             raise UserError(f"{self.path}{line}: {_problem(error)}") from error
         except YAMLError as error:
             raise UserError(f"{self.path}: {_problem(error)}") from error
-        except RecursionError:
-            raise UserError(f"{self.path}: nested too deeply") from None
         if not isinstance(tree, CommentedMap):
             raise UserError(f"{self.path}:1: expected a mapping (key: value), got {_describe(tree)}")
         return tree
 
-    def _plain(self, node: Any, location: Location, depth: int = 0) -> Any:
-        """The tree without ruamel's types. A depth limit ends aliases that contain themselves."""
-        if depth > 20:
-            raise self.error(location[:1], "nested too deeply")
+    def _plain(self, node: Any, location: Location) -> Any:
+        """The tree without ruamel's types."""
         if isinstance(node, dict):
             for key in node:
                 if not isinstance(key, str):
-                    raise self.error((*location, key), f"expected a text as key, got {key!r}")
-            return {str(key): self._plain(value, (*location, key), depth + 1) for key, value in node.items()}
+                    raise self.error(location, f"expected texts as keys, got {key!r}")
+            return {str(key): self._plain(value, (*location, key)) for key, value in node.items()}
         if isinstance(node, list):
-            return [self._plain(value, (*location, index), depth + 1) for index, value in enumerate(node)]
+            return [self._plain(value, (*location, index)) for index, value in enumerate(node)]
         if node is None or isinstance(node, bool):
             return node
         for plain_type in (int, float, str):
@@ -112,7 +108,10 @@ def dotted(location: Location) -> str:
 
 
 def _parse(text: str) -> Any:
-    return YAML(typ="rt").load(text)
+    try:
+        return YAML(typ="rt").load(text)
+    except RecursionError:
+        raise YAMLError("nested too deeply") from None
 
 
 def _problem(error: YAMLError) -> str:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal
 
 import pydantic
 from pydantic import Field
-
 from rio_strategies.image_only import repeat_factors
 from rio_strategies.rio import RIO
 
@@ -55,13 +54,12 @@ class AlternativeRatios(RIO):
         return repeat_factors(frequency, self.repeat_threshold, self.repeat_exponent)
 
     def replay_counts(self, image_count: Tensor, bank_categories: Tensor) -> int | Callable[[Tensor], Tensor]:
-        """Never more than the bank holds. See the field ``replays``."""
+        """See the field ``replays``; the bank gives at most what it holds."""
         from rio_strategies import replay_counts
 
         if self.replays == "ratio":
-            return replay_counts.Ratio(bank_categories, self.replays_per_roi, self.bank_capacity)
+            return replay_counts.Ratio(bank_categories, self.replays_per_roi)
         if self.replays == "rarity":
             rarity = self.bank_max_images / image_count[bank_categories].double()
-            counts = (self.samples_per_class * rarity**self.rarity_exponent).round().long()
-            return replay_counts.Constant(counts.clamp(max=self.bank_capacity))
+            return replay_counts.Constant((self.samples_per_class * rarity**self.rarity_exponent).round().long())
         return self.samples_per_class

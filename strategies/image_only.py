@@ -37,6 +37,7 @@ def repeat_factors(frequency: Frequency, threshold: float, exponent: float) -> T
 
     # A category without images is in no pair: its entry is never read, and must only not divide by zero.
     image_count = frequency.image_count.clamp(min=1).double()
-    category_factor = (threshold * frequency.num_images / image_count).pow(exponent).clamp(min=1).float()
+    category_factor = (threshold * frequency.num_images / image_count).pow(exponent).float()
+    # The ones take part in the maximum: no factor is below 1.
     factors = torch.ones(frequency.num_images)
     return factors.scatter_reduce(0, frequency.pair_image, category_factor[frequency.pair_category], reduce="amax")

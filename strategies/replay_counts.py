@@ -20,19 +20,18 @@ class Constant(nn.Module):
 
 
 class Ratio(nn.Module):
-    """ceil(ratio x RoIs of the category among the labels), at most the capacity: int64 [R]."""
+    """ceil(ratio x RoIs of the category among the labels): int64 [R]."""
 
     categories: Tensor
 
-    def __init__(self, bank_categories: Tensor, ratio: float, capacity: int) -> None:
+    def __init__(self, bank_categories: Tensor, ratio: float) -> None:
         super().__init__()
         self.ratio = ratio
-        self.capacity = capacity
         self.register_buffer("categories", bank_categories.nonzero().squeeze(1), persistent=False)
         self.num_labels = len(bank_categories) + 1  # the last is background
 
     def forward(self, labels: Tensor) -> Tensor:
         present = torch.zeros(self.num_labels, dtype=torch.int64, device=labels.device)
         present = present.index_add(0, labels, torch.ones_like(labels))[self.categories]
-        # In float64, less a hair: 0.1 x 30 must not be rounded up to 4.
-        return (present.double() * self.ratio - 1e-9).ceil().long().clamp(0, self.capacity)
+        # In float64, less a hair: 0.07 x 100 is 7.000000000000001, and must not be rounded up to 8.
+        return (present.double() * self.ratio - 1e-9).ceil().long()

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.modeling.roi_heads.roi_heads import StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from rio_bench.config import RunConfig
+from rio_bench.detection.recipe import build_cfg
 from rio_bench.detection.roi_heads import ResamplingROIHeads, as_instances, gather_rois
 from rio_bench.strategy import RoIBatch
 
@@ -56,13 +59,8 @@ class AppendRows(nn.Module):
 
 @pytest.fixture
 def heads() -> ResamplingROIHeads:
-    from rio_bench.config import RunConfig
-    from rio_bench.detection.recipe import build_cfg
-
     config = RunConfig(dataset="glyphs-mini", backbone="R18-FPN", strategy="none", recipe="small", iterations=1)
     cfg = build_cfg(config, NUM_CLASSES, "cpu")
-    from detectron2.layers import ShapeSpec
-
     torch.manual_seed(0)
     shapes = {f"p{level}": ShapeSpec(channels=64, stride=2**level) for level in (2, 3, 4, 5)}
     return ResamplingROIHeads(cfg, shapes).train()
@@ -78,9 +76,9 @@ def inputs() -> tuple[dict[str, torch.Tensor], list[Instances], list[Instances]]
         boxes = torch.cat([corner, corner + 10 + torch.rand(20, 2, generator=generator) * 30], dim=1)
         given.append(Instances((128, 128), proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(20)))
         masks = torch.zeros(count, 128, 128, dtype=torch.bool)
-        from detectron2.structures import BitMasks
-
-        gt = Instances((128, 128), gt_boxes=Boxes(boxes[:count]), gt_classes=torch.arange(count), gt_masks=BitMasks(masks))
+        gt = Instances(
+            (128, 128), gt_boxes=Boxes(boxes[:count]), gt_classes=torch.arange(count), gt_masks=BitMasks(masks)
+        )
         targets.append(gt)
     return features, given, targets
 
@@ -111,7 +109,9 @@ def test_the_resampler_sees_each_objects_index_over_the_batch(heads: ResamplingR
     assert resampler.given is not None
     foreground = resampler.given.labels < NUM_CLASSES
     # Objects 0 and 1 lie in the first picture (categories 0, 1), object 2 in the second (category 0).
-    pairs = set(zip(resampler.given.gt_index[foreground].tolist(), resampler.given.labels[foreground].tolist(), strict=True))
+    pairs = set(
+        zip(resampler.given.gt_index[foreground].tolist(), resampler.given.labels[foreground].tolist(), strict=True)
+    )
     assert pairs == {(0, 0), (1, 1), (2, 0)}
     assert (resampler.given.gt_index[~foreground] == -1).all()
 

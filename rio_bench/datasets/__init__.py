@@ -10,6 +10,8 @@ from rio_bench.datasets.lvis import Dataset, Split
 from rio_bench.errors import UserError, did_you_mean
 
 DESCRIPTIONS = {
+    "glyphs-lvis": "1,203 glyph categories with LVIS v1's image counts (at most 300), 20,000 training pictures of "
+    "320 px; made on first use, for a GPU",
     "glyphs-mini": "30 glyph categories, 320 training pictures of 128 px; made on first use, for a CPU",
     "lvis_v0.5": "LVIS v0.5 on COCO's 2017 images, under $DETECTRON2_DATASETS (default: datasets)",
     "lvis_v1": "LVIS v1.0 on COCO's 2017 images, under $DETECTRON2_DATASETS (default: datasets)",
@@ -64,6 +66,8 @@ def _lvis_splits(name: str) -> tuple[Split, Split]:
     train, val = (Split(root / "lvis" / f"{name}_{split}.json", root / "coco") for split in ("train", "val"))
     for path in (train.annotations, val.annotations, train.images):
         if not path.exists():
-            raise UserError(f"{name}: {path.absolute()} is missing; set DETECTRON2_DATASETS to the folder that holds "
-                            "lvis/ and coco/")
+            raise UserError(
+                f"{name}: {path.absolute()} is missing; set DETECTRON2_DATASETS to the folder that holds "
+                "lvis/ and coco/"
+            )
     return train, val

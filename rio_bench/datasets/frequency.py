@@ -42,7 +42,7 @@ def count_frequency(records: Sequence[dict[str, Any]], categories: Sequence[Cate
         dtype=np.int64,
         count=sum(objects_per_image),
     )
-    if category.size and not (0 <= category.min() and category.max() < num_categories):
+    if category.size and (category.min() < 0 or category.max() >= num_categories):
         raise ValueError(f"category_id must be within 0..{num_categories - 1}")
     pair, pair_instances = np.unique(image * num_categories + category, return_counts=True)
     pair_image, pair_category = np.divmod(pair, max(num_categories, 1))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import signal
+import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rio_bench.errors import UserError
+
 MASTER_SIZE = 128  # pixels: font size of a glyph before it is turned and scaled
 MASTER_STROKE = 3  # pixels: thickens the font's thin strokes, so that the smallest objects keep theirs
 MAX_ROTATION = 30.0  # degrees: upright enough to tell p from d and 6 from 9
-MIN_VISIBLE = 0.5  # the share of an object that later ones leave visible
+MIN_VISIBLE = 0.65  # the share of an object that later ones leave visible
 TRIES = 30  # positions and sizes tried for an object before the picture starts over with smaller ones
 MIN_CONTRAST = 90.0  # Euclidean RGB distance of an object to what it covers
 
@@ -41,6 +47,13 @@ class PlacedObject:
     alpha: np.ndarray  # uint8 [h, w]: coverage; the object's mask is where at least half of a pixel is covered
 
 
+def draw_jobs() -> None:
+    """A worker: reads pickled jobs from stdin, writes the annotations of each as a JSON line to stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
+    for job in pickle.load(sys.stdin.buffer):
+        print(json.dumps(draw_image(job)), flush=True)
+
+
 def draw_image(job: tuple[str, int, tuple[int, int], PlannedImage, str]) -> list[dict[str, Any]]:
     """Draw a picture and write its file: (glyphs, image size, object sizes, plan, folder) -> its annotations."""
     glyphs, size, object_size, plan, folder = job
@@ -51,8 +64,7 @@ def draw_image(job: tuple[str, int, tuple[int, int], PlannedImage, str]) -> list
         paint(canvas, entry, random)
     pixels = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     path = Path(folder, plan.file_name)
-    options = {"quality": 90, "subsampling": 0} if path.suffix == ".jpg" else {}
-    Image.fromarray(pixels).save(path, **options)
+    Image.fromarray(pixels).save(path, quality=90)  # JPEG's; PNG has none
     return annotate(placed, size)
 
 
@@ -72,7 +84,7 @@ def _try_to_place(
 ) -> list[PlacedObject] | None:
     placed: list[PlacedObject] = []
     owner = np.full((size, size), -1)  # which object is seen at each pixel
-    areas = np.zeros(0)  # whole mask areas of the placed objects
+    areas, visible = np.zeros(0, dtype=int), np.zeros(0, dtype=int)  # pixels of each object: all, and still seen
     smallest, largest = object_size
     for category, annotated in plan.objects:
         for _ in range(TRIES):
@@ -83,24 +95,29 @@ def _try_to_place(
             mask = alpha >= 128
             window = owner[top : top + height, left : left + width]
             hidden = np.bincount(window[mask & (window >= 0)], minlength=len(placed))
-            visible = np.bincount(owner[owner >= 0], minlength=len(placed)) - hidden
-            if mask.any() and (visible >= MIN_VISIBLE * areas).all():
+            if mask.any() and (visible - hidden >= MIN_VISIBLE * areas).all():
                 window[mask] = len(placed)
                 placed.append(PlacedObject(category, annotated, left, top, alpha))
                 areas = np.append(areas, mask.sum())
+                visible = np.append(visible - hidden, mask.sum())
                 break
         else:
             return None
     return placed
 
 
-@lru_cache(maxsize=None)
+def font_path() -> Path:
+    """DejaVu Sans as matplotlib ships it; located without importing matplotlib, which would take a second."""
+    spec = find_spec("matplotlib")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the glyph data sets need the font that matplotlib ships: pip install matplotlib")
+    return Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+
+
+@cache
 def master_glyph(glyph: str) -> Image.Image:
     """The glyph's coverage at MASTER_SIZE, cropped to its ink."""
-    spec = find_spec("matplotlib")  # located, not imported: importing it takes longer than drawing
-    assert spec is not None and spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
-    font = ImageFont.truetype(str(path), MASTER_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(str(font_path()), MASTER_SIZE, layout_engine=ImageFont.Layout.BASIC)
     picture = Image.new("L", (4 * MASTER_SIZE, 4 * MASTER_SIZE))
     ImageDraw.Draw(picture).text(
         (MASTER_SIZE, MASTER_SIZE), glyph, fill=255, font=font, stroke_width=MASTER_STROKE, stroke_fill=255

@@ -11,13 +11,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
+import pickle
 import shutil
-import signal
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from rio_bench.datasets.glyph_images import PlannedImage, draw_image
+from rio_bench.datasets.glyph_images import PlannedImage
 from rio_bench.datasets.lvis import Dataset, Split
 from rio_bench.errors import UserError
 
-GENERATOR_VERSION = 1  # raise it with every change that changes the bytes: it is part of the fingerprint
+GENERATOR_VERSION = 2  # raise it with every change that changes the bytes: it is part of the fingerprint
 
 SPLITS = ("train", "val")
 SECOND_INSTANCE = 0.12  # chance that a picture shows one more object of a category, and again one more
@@ -82,7 +83,27 @@ GLYPHS_MINI = Preset(
     image_format="png",
 )
 
-PRESETS = {preset.name: preset for preset in (GLYPHS_MINI,)}
+
+def _glyphs_lvis() -> Preset:
+    """LVIS v1's categories and image counts with the head capped; every bucket is as in LVIS: 337 r, 461 c, 405 f."""
+    table = Path(__file__).with_name("glyphs_lvis.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(line for line in table if not line.startswith("#")))
+    return Preset(
+        name="glyphs-lvis",
+        glyphs="".join(chr(int(row["codepoint"], 16)) for row in rows),
+        image_counts=tuple(min(int(row["lvis_image_count"]), 300) for row in rows),
+        val_image_counts=(5, 8, 16),
+        num_images=(20_000, 2_400),
+        image_size=320,
+        object_size=(24, 128),
+        max_categories=14,
+        negatives=10,
+        image_format="jpg",
+    )
+
+
+GLYPHS_LVIS = _glyphs_lvis()
+PRESETS = {preset.name: preset for preset in (GLYPHS_MINI, GLYPHS_LVIS)}
 
 
 def cache_folder() -> Path:
@@ -119,15 +140,15 @@ def make(preset: Preset, workers: int | None = None) -> Dataset:
 
 
 def _make_folder(preset: Preset, folder: Path, workers: int) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a making that was killed
+    for left_over in folder.parent.glob(f"{folder.name}.partial-*"):  # of a making that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
         plans = {split: plan_split(preset, split) for split in SPLITS}
         for split in SPLITS:
             (partial / split).mkdir(parents=True)
         drawn = _draw_all(preset, partial, [image for split in SPLITS for image in plans[split]], workers)
-        objects = {split: [next(drawn) for _ in plans[split]] for split in SPLITS}
-        next(drawn, None)  # lets the progress bar end
+        objects = {"train": drawn[: len(plans["train"])], "val": drawn[len(plans["train"]) :]}
         categories = _categories(preset, objects["train"])
         for split in SPLITS:
             content = _lvis_content(preset, split, categories, plans[split], objects[split])
@@ -152,19 +173,20 @@ def plan_split(preset: Preset, split: str) -> list[PlannedImage]:
         counts = tuple(preset.val_image_counts["rcf".index(name)] for name in buckets)
 
     shown = np.zeros((num_images, num_categories), dtype=bool)
+    taken = np.zeros(num_images, dtype=int)
     crowdedness = np.log(random.uniform(0.3, 1.7, num_images))
     for category in np.argsort(counts, kind="stable")[::-1]:
-        key = crowdedness + random.gumbel(size=num_images)  # weighted draw without replacement (Gumbel top-k)
-        key[shown.sum(1) >= preset.max_categories] = -np.inf
-        chosen = np.argsort(key, kind="stable")[::-1][: counts[category]]
-        if not np.isfinite(key[chosen]).all():
+        free = taken < preset.max_categories
+        if free.sum() < counts[category]:
             raise ValueError(f"{preset.name}: {num_images} {split} images are too few for the image counts")
+        key = crowdedness + random.gumbel(size=num_images)  # weighted draw without replacement (Gumbel top-k)
+        chosen = np.argsort(np.where(free, -key, np.inf), kind="stable")[: counts[category]]
         shown[chosen, category] = True
+        taken[chosen] += 1
 
     frequent = np.array([name == "f" for name in buckets])
     return [
-        _plan_image(preset, split, index, np.flatnonzero(shown[index]), frequent, random)
-        for index in range(num_images)
+        _plan_image(preset, split, index, np.flatnonzero(shown[index]), frequent, random) for index in range(num_images)
     ]
 
 
@@ -198,8 +220,8 @@ def _plan_image(
     )
 
 
-def _draw_all(preset: Preset, folder: Path, plans: Sequence[PlannedImage], workers: int) -> Iterator[list[dict]]:
-    """Draw and write every picture; yields the annotations of each, in order."""
+def _draw_all(preset: Preset, folder: Path, plans: Sequence[PlannedImage], workers: int) -> list[list[dict]]:
+    """Draw and write every picture; the annotations of each, in order."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -207,18 +229,41 @@ def _draw_all(preset: Preset, folder: Path, plans: Sequence[PlannedImage], worke
     if not console.is_terminal:
         print(f"making the data set {preset.name}: {len(plans)} pictures", file=sys.stderr, flush=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    jobs = [(preset.glyphs, preset.image_size, preset.object_size, plan, str(folder)) for plan in plans]
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        jobs = ((preset.glyphs, preset.image_size, preset.object_size, plan, str(folder)) for plan in plans)
-        # spawn: the caller may hold threads (torch), which a fork would break
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(plans)), _ignore_interrupt) as pool:
-            results = pool.imap(draw_image, jobs, chunksize=8)
-            yield from progress.track(results, total=len(plans), description=f"making {preset.name}")
+        drawn = _run_workers(jobs, min(workers, len(jobs)))
+        objects = list(progress.track(drawn, total=len(jobs), description=f"making {preset.name}"))
     if not console.is_terminal:
-        print(f"made the data set {preset.name}", file=sys.stderr, flush=True)
+        print(f"made the data set {preset.name} in {folder.parent}", file=sys.stderr, flush=True)
+    return objects
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
+def _run_workers(jobs: Sequence[tuple], workers: int) -> Iterator[list[dict]]:
+    """Worker w draws jobs w, w + workers, ...; yields each job's annotations, in the order of the jobs.
+
+    Plain child processes and not multiprocessing: that would run the caller's script again (spawn) or copy its
+    threads' locks (fork). A worker whose parent dies ends at its next write to the closed pipe.
+    """
+    command = [sys.executable, "-c", "from rio_bench.datasets.glyph_images import draw_jobs; draw_jobs()"]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with ExitStack() as stack:
+        processes = []
+        for worker in range(workers):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            stack.enter_context(process)
+            stack.callback(process.kill)  # runs before the wait of the line above
+            processes.append(process)
+            assert process.stdin is not None
+            process.stdin.write(pickle.dumps(jobs[worker::workers]))
+            process.stdin.close()
+        for index in range(len(jobs)):
+            output = processes[index % workers].stdout
+            assert output is not None
+            line = output.readline()
+            if not line.endswith(b"\n"):
+                raise UserError("a process that draws the pictures ended early: its error is above")
+            yield json.loads(line)
 
 
 def _categories(preset: Preset, train_objects: list[list[dict]]) -> list[dict[str, Any]]:
@@ -282,7 +327,11 @@ def _lvis_content(
             "date_created": "",
         },
         "licenses": [
-            {"id": 1, "name": "Bitstream Vera licence, the font's", "url": "https://dejavu-fonts.github.io/License.html"}
+            {
+                "id": 1,
+                "name": "Bitstream Vera licence, the font's",
+                "url": "https://dejavu-fonts.github.io/License.html",
+            }
         ],
         "categories": categories,
         "images": images,

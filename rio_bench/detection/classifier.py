@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -11,7 +12,7 @@ from rio_bench.config import ClassifierConfig
 
 
 class CosineClassifier(nn.Module):
-    """Scores ``temperature * g_c * cos(feature, w_c)`` with a learnable norm ``g_c`` a class and no bias (RIO, section 4).
+    """Scores ``temperature * g_c * cos(feature, w_c)`` with a learnable norm ``g_c`` a class and no bias (RIO).
 
     Args:
         feature_dim: width D of the features.
@@ -33,7 +34,7 @@ class CosineClassifier(nn.Module):
             return self.temperature * self.L(F.normalize(features.float(), dim=1))
 
 
-def use_classifier(box_predictor: nn.Module, config: ClassifierConfig, feature_dim: int) -> None:
+def use_classifier(box_predictor: FastRCNNOutputLayers, config: ClassifierConfig, feature_dim: int) -> None:
     """Give a Detectron2 ``FastRCNNOutputLayers`` the configured classifier (``linear`` is its own)."""
     if config.name == "cosine":
         num_classes = box_predictor.num_classes

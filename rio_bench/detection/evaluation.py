@@ -1,7 +1,7 @@
 """LVIS average precision of a list of detections; without Detectron2, so that any detector's results can be measured.
 
-The rules are those of Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", CVPR 2019, section 2.3,
-and of their `lvis` package: the numbers agree with its LVISEval. faster-coco-eval does the matching.
+The rules are those of Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", CVPR 2019, and of
+their `lvis` package: the numbers agree with its LVISEval. faster-coco-eval does the matching.
 """
 
 from __future__ import annotations
@@ -53,25 +53,27 @@ def _read_annotations(path: Path) -> dict[str, Any]:
                 "id": image["id"],
                 "height": image["height"],
                 "width": image["width"],
-                # faster-coco-eval only asks whether a category is in them; where they are missing it takes them as empty
+                # faster-coco-eval only asks what is in them; it would take missing ones as empty
                 "neg_category_ids": frozenset(image["neg_category_ids"]),
                 "not_exhaustive_category_ids": frozenset(image["not_exhaustive_category_ids"]),
             }
             for image in content["images"]
         ]
-        # ids start at 1, as 0 means "unmatched" to the matching; LVIS knows no crowd flag; the lvis package reads no object
-        # of area 0
+        # ids from 1, as 0 means "unmatched" to the matching; no crowd flag, as LVIS has none; no object of area 0, as
+        # the lvis package reads none
         objects = [
             {key: entry[key] for key in ("image_id", "category_id", "bbox", "area", "segmentation")} | {"id": number}
             for number, entry in enumerate(content["annotations"], start=1)
             if 0 < entry["area"] < math.inf
         ]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not an annotation file in LVIS format: {error} is missing or of the wrong type") from error
+        raise UserError(
+            f"{path}: not an annotation file in LVIS format: {error} is missing or of the wrong type"
+        ) from error
     for category in categories:
         if category["frequency"] not in BUCKETS:
             raise UserError(
-                f"{path}: the frequency of category {category['name']!r} is {category['frequency']!r}, expected r, c or f"
+                f"{path}: category {category['name']!r} has the frequency {category['frequency']!r}, expected r, c or f"
             )
     repeated = [name for name, count in Counter(category["name"] for category in categories).items() if count > 1]
     if repeated:
@@ -110,7 +112,7 @@ def _leave_out_faulty(detections: list[dict], truth: dict[str, Any]) -> list[dic
 
 
 def _limit_per_image(detections: list[dict], limit: int) -> list[dict]:
-    """The `limit` best of each image across all categories; of equal scores the earlier stay, as in the lvis package."""
+    """The `limit` best of each image across all categories; of equal scores the earlier, as in the lvis package."""
     by_image: dict[int, list[dict]] = defaultdict(list)
     for detection in detections:
         by_image[detection["image_id"]].append(detection)
@@ -125,7 +127,7 @@ def _limit_per_image(detections: list[dict], limit: int) -> list[dict]:
 def _leave_out_unjudged(detections: list[dict], truth: dict[str, Any]) -> list[dict]:
     """The detections that count: of a category that the image's annotations say is there, or is not there.
 
-    faster-coco-eval drops the others too, but then stops at an image that has neither ground truth nor a detection left.
+    faster-coco-eval drops the others too, but then stops at an image with neither ground truth nor a detection left.
     """
     judged = {image["id"]: set(image["neg_category_ids"]) for image in truth["images"]}
     for entry in truth["annotations"]:
@@ -153,9 +155,7 @@ def _measure(truth: dict[str, Any], detections: list[dict], iou_type: str) -> Me
     # both write into the dicts they are given
     ground_truth = COCO({key: [dict(entry) for entry in entries] for key, entries in truth.items()})
     results = ground_truth.loadRes([dict(detection) for detection in detections])
-    evaluation = COCOeval_faster(
-        ground_truth, results, iouType=iou_type, lvis_style=True, print_function=logger.debug
-    )
+    evaluation = COCOeval_faster(ground_truth, results, iouType=iou_type, lvis_style=True, print_function=logger.debug)
     evaluation.params.maxDets = [MAX_DETECTIONS_PER_IMAGE]
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.evaluate()

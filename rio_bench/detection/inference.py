@@ -30,8 +30,8 @@ def detect(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str) 
 
     Each result holds image_id, category_id (the file's), bbox [x, y, width, height] in the picture's pixels, score, and
     segmentation, a compressed RLE whose counts are a str. Pictures are read and resized as Detectron2's DatasetMapper
-    does for tests, and go through the model one by one, so that none depends on the padding of others. The model is left
-    in the mode, training or evaluation, that it was in.
+    does for tests, and go through the model one by one, so that none depends on the padding of others. The model is
+    left in the mode, training or evaluation, that it was in.
     """
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     category_ids = [category.id for category in split.categories]

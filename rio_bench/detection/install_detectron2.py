@@ -2,8 +2,8 @@
 
 1. A `detectron2` that is already there is used as it is.
 2. Where GitHub can be reached, upstream's own install line is run.
-3. Else PyPI's `sal-detectron2`: upstream's code of April 2024 in a wheel tagged for Python 3.10. Its Python runs on newer
-   ones; its compiled part (deformable convolutions, rotated boxes) does not load, and nothing here needs it.
+3. Else PyPI's `sal-detectron2`: upstream's code of April 2024 in a wheel tagged for Python 3.10. Its Python runs on
+   newer ones; its compiled part (deformable convolutions, rotated boxes) does not load, and nothing here needs it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 UPSTREAM = "https://github.com/facebookresearch/detectron2.git"
 WHEEL = "sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 # What Detectron2 imports; the wheel's own list asks for numpy < 2 and black, which it does not need.
-REQUIREMENTS = (
-    "fvcore iopath omegaconf hydra-core yacs tabulate cloudpickle tqdm termcolor matplotlib tensorboard pycocotools"
-).split()
+REQUIREMENTS = [
+    *("fvcore", "iopath", "omegaconf", "hydra-core", "yacs", "tabulate", "cloudpickle", "tqdm", "termcolor"),
+    *("matplotlib", "tensorboard", "pycocotools"),
+]
 
 
 def pip(*arguments: str) -> bool:
@@ -39,7 +40,8 @@ def reachable(url: str) -> bool:
 
 def install_wheel() -> bool:
     """Unpack the wheel beside the other packages, its hash checked, whatever Python it is tagged for."""
-    foreign = "--no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any".split()
+    foreign = ["--no-deps", "--only-binary=:all:", "--python-version", "3.10", "--implementation", "cp"]
+    foreign += ["--abi", "none", "--platform", "any"]
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "detectron2.txt"
         requirement.write_text(WHEEL)

@@ -20,6 +20,7 @@ def build_cfg(config: RunConfig, num_classes: int, device: str) -> CfgNode:
     cfg = get_cfg()
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.STEP_FRACTIONS = []
+    cfg.SOLVER.GRADIENT_NORM = None
     cfg.merge_from_file(str(RECIPES / f"{config.recipe}.yaml"))
     cfg.merge_from_file(str(RECIPES / "backbones" / f"{config.backbone}.yaml"))
     cfg.MODEL.DEVICE = device

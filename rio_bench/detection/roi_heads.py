@@ -42,7 +42,9 @@ class ResamplingROIHeads(StandardROIHeads):
     ) -> dict[str, Tensor] | list[Instances]:
         if not self.training or self.object_resampler is None:
             return super()._forward_box(features, proposals)
-        pooled = self.box_pooler([features[name] for name in self.box_in_features], [p.proposal_boxes for p in proposals])
+        pooled = self.box_pooler(
+            [features[name] for name in self.box_in_features], [p.proposal_boxes for p in proposals]
+        )
         batch = self.object_resampler(gather_rois(self.box_head(pooled), proposals, self.num_classes))
         return self.box_predictor.losses(self.box_predictor(batch.features), [as_instances(batch)])
 

@@ -16,7 +16,6 @@ from detectron2.data import DatasetMapper
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 from torch import Tensor, nn
@@ -72,6 +71,7 @@ def train(
     trainer.register_hooks(
         [
             SeedEachIteration(config.seed),
+            ClipGradients(cfg.SOLVER.GRADIENT_NORM),
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, schedule),
             Checkpoint(last, schedule, max(1, min(CHECKPOINT_PERIOD, config.iterations // 5))),
@@ -104,6 +104,20 @@ class SeedEachIteration(HookBase):
         torch.manual_seed(mix(self.seed, self.trainer.iter, comm.get_rank()))
 
 
+class ClipGradients(HookBase):
+    """Scale the gradients of the whole model down to ``norm`` where theirs is larger; None: leave them."""
+
+    def __init__(self, norm: float | None) -> None:
+        self.norm = norm
+
+    def after_backward(self) -> None:
+        if self.norm is None:
+            return
+        if isinstance(self.trainer, AMPTrainer):
+            self.trainer.grad_scaler.unscale_(self.trainer.optimizer)
+        nn.utils.clip_grad_norm_(self.trainer.model.parameters(), self.norm)
+
+
 class Checkpoint(HookBase):
     """Save all that the rest of the run depends on, every ``period`` iterations."""
 
@@ -127,15 +141,14 @@ def build_optimizer_of(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     parameters = get_default_optimizer_params(
         model, base_lr=cfg.SOLVER.BASE_LR, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM
     )
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
-    return maybe_add_gradient_clipping(cfg, optimizer)
+    return torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
 class PositionedSampler(Sampler):
     """The stream of pictures from a position on, as (position, picture) pairs: a resumed run goes on where it stopped.
 
     Pictures follow Detectron2's repeat factor sampler (stochastic rounding anew each epoch; LVIS, appendix B.2), with
-    factors of one where the strategy gives none. Position p is the p-th picture of the whole run, all processes together.
+    factors of one where the strategy gives none. Position p is the p-th picture of the run, all processes together.
     """
 
     def __init__(self, repeat_factors: Tensor, seed: int, first_position: int) -> None:
@@ -148,7 +161,7 @@ class PositionedSampler(Sampler):
 
 
 class AugmentedPictures(Dataset):
-    """Pictures read and augmented by Detectron2's mapper; the augmentation depends on the seed and the position alone."""
+    """Pictures read and augmented by Detectron2's mapper, a function of the seed and the position alone."""
 
     def __init__(self, records: list[dict], mapper: DatasetMapper, seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
@@ -176,6 +189,8 @@ def build_loader(cfg: CfgNode, records: list[dict], factors: Tensor | None, seed
         sampler=PositionedSampler(factors, seed, start * cfg.SOLVER.IMS_PER_BATCH),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        # Its own: starting to read draws a number, which would shift the draws of a resumed run's first iteration.
+        generator=torch.Generator(),
     )
 
 

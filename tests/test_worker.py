@@ -1,0 +1,198 @@
+"""The worker's own part: what it hands to the detector, what it records, how it tells that it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rio_bench import worker
+from rio_bench.config import RunConfig, canonical
+from rio_bench.datasets.lvis import Category, Dataset, LVISSplit, Split
+from rio_bench.errors import UserError
+from rio_bench.records import Metrics, RunFolder, StoredRun
+
+MEASURED = Metrics(AP=12.0, AP50=20.0, AP75=None, APr=None, APc=10.0, APf=14.0, per_category={"a": 12.0})
+
+
+def config(**changes: Any) -> RunConfig:
+    fields = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": "none", "iterations": 10, "batch_size": 4}
+    return RunConfig.model_validate({**fields, **changes})
+
+
+def folder_of(path: Path, run: RunConfig) -> RunFolder:
+    folder = RunFolder(path / "none-R18-FPN-seed3-00ff")
+    folder.create()
+    stored = StoredRun(
+        name=folder.name,
+        identity="00ff",
+        experiment="quickstart",
+        method="none",
+        is_base=False,
+        after=None,
+        config=canonical(run),
+    )
+    folder.write_run(stored)
+    return folder
+
+
+class Detector:
+    """Stands for the rooms that train and evaluate; notes what it was handed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.error: Exception | None = None
+        train = LVISSplit([{"image_id": index} for index in range(8)], [Category(1, "a", "f")])
+        val = LVISSplit([{"image_id": 100}], train.categories)
+        dataset = Dataset("glyphs-mini", "0", Split(Path("train.json"), Path()), Split(Path("val.json"), Path()))
+        self._splits = {(dataset.train, True): train, (dataset.val, False): val}
+        rooms: dict[str, dict[str, Callable]] = {
+            "datasets.frequency": {"count_frequency": lambda records, categories: ("counts", len(records))},
+            "detection.recipe": {"build_cfg": lambda config, num_classes, device: ("cfg", num_classes, device)},
+            "detection.model": {"build_model": lambda config, cfg, frequency: ("model", cfg, frequency)},
+            "detection.trainer": {"train": self._train},
+            "detection.inference": {"detect": self._detect},
+            "detection.evaluation": {"lvis_ap": self._lvis_ap},
+        }
+        for name, functions in rooms.items():
+            room = types.ModuleType(name)
+            vars(room).update(functions)
+            monkeypatch.setitem(sys.modules, f"rio_bench.{name}", room)
+        monkeypatch.setattr("rio_bench.datasets.load", lambda name: dataset)
+        monkeypatch.setattr(
+            "rio_bench.datasets.lvis.read_split", lambda split, skip_empty: self._splits[split, skip_empty]
+        )
+
+    def _train(self, config: RunConfig, cfg: Any, model: Any, records: Any, frequency: Any, **rest: Any) -> None:
+        self.calls.append(("train", (config, cfg, model, len(records), frequency, rest)))
+        rest["metrics_file"].write_text('{"iteration": 9, "total_loss": 1.0}\n')
+        if self.error is not None:
+            raise self.error
+
+    def _detect(self, model: Any, cfg: Any, split: LVISSplit, device: str) -> list[dict]:
+        self.calls.append(("detect", ([record["image_id"] for record in split.records], device)))
+        return [{"image_id": 100}]
+
+    def _lvis_ap(self, annotations: Path, detections: list[dict]) -> dict[str, Metrics]:
+        self.calls.append(("lvis_ap", (annotations, detections)))
+        return {"box": MEASURED, "mask": MEASURED.model_copy(update={"AP": 11.0})}
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
+    return Detector(monkeypatch)
+
+
+def test_a_run_is_trained_evaluated_and_recorded(tmp_path: Path, detector: Detector) -> None:
+    run = config(seed=3, warm_start={**canonical(config()), "iterations": 100, "batch_size": 2})
+    folder = folder_of(tmp_path, run)
+    weights = tmp_path / "base.pth"
+    assert worker.main([str(folder.path), "--device", "cpu", "--initial-weights", str(weights)]) == 0
+
+    (_, trained), detected, measured = detector.calls
+    cfg, frequency = ("cfg", 1, "cpu"), ("counts", 8)
+    files = {"checkpoint_folder": folder.checkpoints, "metrics_file": folder.metrics_file, "initial_weights": weights}
+    assert trained == (run, cfg, ("model", cfg, frequency), 8, frequency, files)
+    assert detected == ("detect", ([100], "cpu"))
+    assert measured == ("lvis_ap", (Path("val.json"), [{"image_id": 100}]))
+    assert folder.metrics_file.read_text().splitlines()[-1] == '{"phase": "evaluate"}'
+
+    record = folder.read_record("00ff")
+    assert record is not None
+    assert (record.metrics["box"].AP, record.metrics["mask"].AP) == (12.0, 11.0)
+    assert (record.name, record.method, record.experiment, record.seed) == (folder.name, "none", "quickstart", 3)
+    assert record.num_train_images == 8
+    assert record.passes == (10 * 4 + 100 * 2) / 8
+    assert RunConfig.model_validate(record.config) == run
+    assert 0 <= record.seconds["train"] + record.seconds["evaluate"] <= record.seconds["total"]
+    assert record.peak_memory_bytes > 10 * 2**20
+    assert record.device.endswith("threads")
+    assert {"python", "torch", "numpy"} <= set(record.versions)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("weights: no such file"), 2, "error: weights: no such file"),
+        (FloatingPointError("the loss is nan\nat iteration 7"), 1, "error: FloatingPointError: the loss is nan"),
+        (AssertionError(), 1, "error: AssertionError"),
+        (MemoryError("1 GB"), 1, f"error: {worker.describe(MemoryError('1 GB'))}"),
+    ],
+)
+def test_a_failed_run_leaves_no_record_and_a_last_line(
+    tmp_path: Path, detector: Detector, capsys: pytest.CaptureFixture[str], error: Exception, status: int, line: str
+) -> None:
+    folder = folder_of(tmp_path, config())
+    detector.error = error
+    assert worker.main([str(folder.path), "--device", "cpu"]) == status
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == line
+    assert ("Traceback" in printed) == (status == 1)
+    assert not folder.record_file.exists()
+
+
+def test_running_out_of_memory_in_torch_is_told_as_such() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert worker.describe(caught.value).startswith("out of memory (RuntimeError:")
+    assert worker.describe(MemoryError()).startswith("out of memory (MemoryError): take a smaller batch_size")
+    assert worker.describe(torch.OutOfMemoryError("CUDA out of memory.")).startswith("out of memory (OutOfMemoryError:")
+
+
+def test_a_folder_without_a_valid_configuration_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main([str(tmp_path / "none"), "--device", "cpu"]) == 2
+    assert capsys.readouterr().out.startswith(f"error: {tmp_path / 'none' / 'config.json'}: no such file")
+
+    folder = folder_of(tmp_path, config())
+    values = json.loads(folder.config_file.read_text())
+    values["config"]["strategy"] = {"name": "not_installed"}
+    folder.config_file.write_text(json.dumps(values))
+    assert worker.main([str(folder.path), "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"error: {folder.config_file}: strategy: ")
+    assert "not_installed" in line
+
+
+def test_a_worker_whose_harness_is_gone_does_nothing(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, config())
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    command = [sys.executable, "-m", "rio_bench.worker", str(folder.path), "--device", "cpu", "--parent", str(gone.pid)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "error: the harness that started this run is gone\n"
+
+
+def test_the_revision_is_this_checkouts_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.check_output(["git", "-C", str(tmp_path), *who, *arguments], text=True).strip()
+
+    module = tmp_path / "site-packages" / "worker.py"
+    module.parent.mkdir()
+    module.write_text("one")
+    monkeypatch.setattr(worker, "__file__", str(module))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert worker.code_state() == {"revision": None, "dirty": None}
+
+    git("init", "-q")
+    (tmp_path / "theirs").write_text("")
+    git("add", "theirs")
+    git("commit", "-qm", "theirs")
+    assert worker.code_state() == {"revision": None, "dirty": None}
+
+    git("add", "site-packages/worker.py")
+    git("commit", "-qm", "ours")
+    assert worker.code_state() == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    module.write_text("two")
+    assert worker.code_state() == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+    monkeypatch.setenv("PATH", os.devnull)
+    assert worker.code_state() == {"revision": None, "dirty": None}
