@@ -44,4 +44,5 @@ $(VENV)/.detectron2: $(VENV)/.torch rio_bench/detection/install_detectron2.py
 $(VENV)/.package: $(VENV)/.detectron2 $(SOURCES)
 	@echo "== 3/3  rio_bench and its C++ extension"
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[test,lint]'
+	@$(BIN)/python -m rio_bench doctor
 	@touch $@

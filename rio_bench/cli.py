@@ -63,18 +63,20 @@ def run(
 
     experiment = load_experiment(file, overrides or [])
     plan = make_plan(experiment)
+    chosen = select(plan, only) if only else plan
     folder = ResultFolder(results / experiment.name)
     if dry_run:
         from rio_bench import listing
 
-        listing.print_plan(select(plan, only) if only else plan, folder)
+        listing.print_plan(chosen, folder)
         return
     from rio_bench import scheduler
     from rio_bench.report import tables
 
     outcome = scheduler.run_experiment(
-        select(plan, only) if only else plan,
+        plan,
         folder,
+        chosen=chosen,
         device=device,
         jobs=jobs,
         on_finished=lambda: tables.write_leaderboard(folder),

@@ -59,18 +59,20 @@ def run_experiment(
     plan: Plan,
     results: ResultFolder,
     *,
+    chosen: Plan | None = None,
     device: str = "auto",
     jobs: int | None = None,
     on_finished: Callable[[], None] | None = None,
 ) -> Outcome:
     """Do what a plan has to do on this machine; returns how each run ended. `on_finished` is called after each result.
 
+    chosen: the part of the plan to do now; the result folder knows the whole of it, for its tables.
     Raises UserError before anything runs: no such device, a result folder of another experiment, a data set that
     cannot be made.
     """
     engine = LocalEngine(device, jobs)
     results.write_plan(stored_plan(plan))
-    scheduler = Scheduler(plan, results, engine, on_finished)
+    scheduler = Scheduler(chosen or plan, results, engine, on_finished)
     for name in scheduler.datasets_needed():
         datasets.load(name)  # made here, once, before workers would each find it missing
     with make_display() as display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def test_replays_have_the_dtype_of_the_batch(storage: str) -> None:
     after = replay(batch)
     assert after.features.dtype is torch.float32
     assert replayed(batch, after) == [1.0 if storage == "bfloat16" else 1.0009765625]
+
+
+def test_mixed_precision_batches_stay_in_their_dtype() -> None:
+    replay = ObjectReplay(BANK_CATEGORIES, 2, counts=5, storage="float32")
+    batch = make_batch([1])
+    half = dataclasses.replace(batch, features=batch.features.half())
+    replay(half)
+    assert replay(half).features.dtype is torch.float16
 
 
 def test_counts_may_depend_on_the_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -404,6 +405,19 @@ def test_data_sets_are_made_before_runs_and_only_when_needed(tmp_path: Path, mon
     assert RunConfig.model_validate(stored.runs[1].config) == plan.runs[1].config
 
 
+def test_a_part_of_the_plan_is_run_and_the_folder_knows_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler.datasets, "load", lambda name: None)
+    monkeypatch.setattr(scheduler, "LocalEngine", lambda device, jobs: engine(tmp_path, 2))
+    results, plan = ResultFolder(tmp_path), a_plan(3)
+    chosen = dataclasses.replace(plan, runs=plan.runs[1:2])
+    assert run_experiment(plan, results, chosen=chosen).finished == names(chosen)
+    stored = results.read_plan()
+    assert stored is not None
+    assert [run.name for run in stored.runs] == names(plan)
+
+
 # How a worker's end is told
 
 
@@ -429,6 +443,10 @@ def test_the_cause_of_an_end_in_a_line(code: int, log: str, told: str) -> None:
 
 def test_threads_are_shared_between_the_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    gibibytes = {"SC_PAGE_SIZE": 2**30}
+    monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 64}).__getitem__)
+    assert LocalEngine("cpu").slots() == 8
+    monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 13}).__getitem__)
     assert LocalEngine("cpu").slots() == 4
     go(tmp_path, a_plan(1), jobs=3)
     assert starts(tmp_path)[0]["threads"] == "2"
