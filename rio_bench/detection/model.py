@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -12,6 +14,7 @@ from rio_bench.config import RunConfig
 from rio_bench.datasets.frequency import Frequency
 from rio_bench.detection import roi_heads  # noqa: F401  (registers ResamplingROIHeads)
 from rio_bench.detection.classifier import use_classifier
+from rio_bench.errors import UserError
 
 
 def build_model(config: RunConfig, cfg: CfgNode, frequency: Frequency) -> nn.Module:
@@ -24,5 +27,29 @@ def build_model(config: RunConfig, cfg: CfgNode, frequency: Frequency) -> nn.Mod
     heads.object_resampler = config.strategy.object_resampler(frequency, feature_dim)
     model.to(cfg.MODEL.DEVICE)
     if config.weights is not None:
-        DetectionCheckpointer(model).load(config.weights)
+        load_backbone_weights(model, config.weights)
     return model
+
+
+class BackboneCheckpointer(DetectionCheckpointer):
+    """Matches names by their ends, as Detectron2 does for its own .pkl files, and refuses what does not fit."""
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        problems = super()._load_model(checkpoint | {"matching_heuristics": True})
+        unfit = [*problems.missing_keys, *(name for name, *_ in problems.incorrect_shapes)]
+        unfit = [name for name in unfit if name.startswith("backbone.bottom_up.")]
+        if unfit:
+            raise UserError(f"does not hold {unfit[0]} ({len(unfit)} tensors in all): is it of another backbone?")
+        return problems
+
+
+def load_backbone_weights(model: nn.Module, path: str) -> None:
+    """Load ImageNet weights of the backbone.
+
+    Raises:
+        UserError: a tensor of the backbone is missing or of another shape.
+    """
+    try:
+        BackboneCheckpointer(model).load(path)
+    except UserError as error:
+        raise UserError(f"weights: {path}: {error}") from error
