@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -29,6 +30,14 @@ def recipes() -> list[str]:
 
 def backbones() -> list[str]:
     return sorted(file.stem for file in BACKBONES.glob("*.yaml"))
+
+
+def recipe_file(name: str) -> Path:
+    return RECIPES / f"{name}.yaml"
+
+
+def backbone_file(name: str) -> Path:
+    return BACKBONES / f"{name}.yaml"
 
 
 def located(location: Location, message: str) -> ValidationError:
@@ -86,7 +95,8 @@ def read_strategy(data: Any) -> Strategy:
     except UserError as error:
         raise ValueError(str(error)) from error
     refuse_unknown_keys(hyperparameters, strategy.model_fields, of=f" of strategy '{data['name']}'")
-    return strategy.model_validate(hyperparameters)
+    # As JSON: a list is how a file writes a tuple or a set, which strict validation of Python's own types refuses.
+    return strategy.model_validate_json(json.dumps(hyperparameters))
 
 
 class RunConfig(Model):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import re
 
@@ -36,22 +36,35 @@ def _torch() -> int:
 
 
 def _detectron2() -> int:
-    try:
-        detectron2 = importlib.import_module("detectron2")
-    except ImportError as error:
-        return _missing("detectron2", error, INSTALL_DETECTRON2)
-    print(f"detectron2: {detectron2.__version__}")
+    """Found, not imported: only rio_bench/detection/ does that."""
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:  # no origin: a folder that happens to have its name
+        return _missing("detectron2", "no such package", INSTALL_DETECTRON2)
+    print(f"detectron2: {_detectron2_version()}")
     return 0
+
+
+def _detectron2_version() -> str:
+    for distribution in ("detectron2", "sal-detectron2"):
+        try:
+            return f"{importlib.metadata.version(distribution)} ({distribution})"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "version unknown"
 
 
 def _extension() -> int:
     try:
+        import torch
+
         from rio_bench import ops
 
         information = ops.build_information()
     except (ImportError, OSError, UserError) as error:
         return _missing("extension", error, INSTALL_PACKAGE)
     print("extension: " + ", ".join(f"{key} {value}" for key, value in information.items()))
+    if torch.cuda.is_available() and not information["cuda"]:
+        print(f"extension: {ops.missing_cuda_kernels()}")
     return 0
 
 

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from rio_bench import config, datasets, strategy
 from rio_bench.errors import UserError
-from rio_bench.plan import Plan
-from rio_bench.records import ResultFolder
+from rio_bench.plan import Plan, PlannedRun
+from rio_bench.records import RecordError, ResultFolder
 
 
 def print_strategies() -> None:
@@ -43,9 +43,9 @@ def print_strategies() -> None:
 
 def print_backbones() -> None:
     console = _console()
-    backbones = [(name, first_comment(config.BACKBONES / f"{name}.yaml")) for name in config.backbones()]
+    backbones = [(name, first_comment(config.backbone_file(name))) for name in config.backbones()]
     console.print(_table(("backbone", ""), backbones))
-    recipes = [(name, first_comment(config.RECIPES / f"{name}.yaml")) for name in config.recipes()]
+    recipes = [(name, first_comment(config.recipe_file(name))) for name in config.recipes()]
     console.print(_table(("recipe", ""), recipes))
 
 
@@ -56,7 +56,7 @@ def print_datasets() -> None:
 
 def print_plan(plan: Plan, results: ResultFolder) -> None:
     """The runs in their order; which have a result already."""
-    done = {run.name for run in plan.runs if results.run(run.name).record_file.exists()}
+    done = {run.name for run in plan.runs if _has_result(run, results)}
     rows = [
         (
             run.name,
@@ -73,6 +73,14 @@ def print_plan(plan: Plan, results: ResultFolder) -> None:
     console.print(
         Text(f"{plan.experiment}: {len(plan.runs)} runs, {len(plan.runs) - len(done)} without a result: {results.root}")
     )
+
+
+def _has_result(run: PlannedRun, results: ResultFolder) -> bool:
+    """A record of another configuration, or one that cannot be read, is none."""
+    try:
+        return results.run(run.name).read_record(run.identity) is not None
+    except RecordError:
+        return False
 
 
 def first_line(documented: type) -> str:

@@ -1,12 +1,15 @@
 """The feature bank's ops: typed wrappers of the compiled ones, their fake kernels, and reference twins in torch.
 
 A bank is six tensors (``BankTensors``). ``enqueue`` pushes rows into it, ``sample`` and ``sample_padded`` read them.
-CPU, CUDA and reference give the same bits. See csrc/feature_bank.h for the layout.
+CPU, CUDA and reference give the same bits. See csrc/feature_bank.h for the layout. Where the extension was built
+without CUDA kernels, the reference twins run on CUDA tensors: slower, and without the checks of shapes and dtypes.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import threading
 from typing import Any, NamedTuple
 
@@ -22,6 +25,8 @@ BUILD_COMMAND = "pip install --no-build-isolation --no-deps -e ."
 
 # The label of the rows that pad sample_padded's results.
 PADDING_LABEL = -1
+
+logger = logging.getLogger(__name__)
 
 _extension: Any = None
 _loading = threading.Lock()
@@ -75,13 +80,15 @@ def load_extension() -> Any:
                     f"the compiled extension rio_bench._C cannot be loaded ({error}); "
                     f"build it for torch {torch.__version__} by '{BUILD_COMMAND}' in the rio_bench repository"
                 ) from error
-            built = extension.build_information()["ops_version"]
-            if built != OPS_VERSION:
+            information = extension.build_information()
+            if information["ops_version"] != OPS_VERSION:
                 raise UserError(
-                    f"the compiled extension rio_bench._C has ops version {built}, but this code needs {OPS_VERSION}; "
-                    f"build it again by '{BUILD_COMMAND}' in the rio_bench repository"
+                    f"the compiled extension rio_bench._C has ops version {information['ops_version']}, but this code "
+                    f"needs {OPS_VERSION}; build it again by '{BUILD_COMMAND}' in the rio_bench repository"
                 )
             _register_fake_kernels()
+            if not information["cuda"]:
+                _register_plain_kernels("cuda")
             _extension = extension
     return _extension
 
@@ -89,6 +96,16 @@ def load_extension() -> Any:
 def build_information() -> dict[str, Any]:
     """How the extension was built: ops_version, torch_version, compiler, cuda (bool), cuda_version, architectures."""
     return load_extension().build_information()
+
+
+def missing_cuda_kernels() -> str:
+    """One line: that the extension was built without CUDA kernels, what runs instead, and how to build them."""
+    major = (torch.version.cuda or "").partition(".")[0]
+    return (
+        "the extension was built without CUDA kernels: on a GPU the plain torch ones are used, which are slower; to "
+        f"build them, install a CUDA toolkit of torch's major version ({major or 'this torch has no CUDA'}), then "
+        "'make clean setup' or 'pip install --no-build-isolation -e .' in the rio_bench repository"
+    )
 
 
 def enqueue(
@@ -188,6 +205,75 @@ def _register_fake_kernels() -> None:
     torch.library.register_fake("rio_bench::sample_padded", fake_sample_padded)
 
 
+def _register_plain_kernels(device_type: str) -> None:
+    """Make the reference twins the ops' kernels for tensors of a device type that the extension has none for."""
+
+    def enqueue_kernel(
+        features_bank: Tensor,
+        proposal_boxes_bank: Tensor,
+        gt_boxes_bank: Tensor,
+        pushed: Tensor,
+        rejected: Tensor,
+        features: Tensor,
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        labels: Tensor,
+        category_to_row: Tensor,
+        keep: Tensor | None = None,
+    ) -> None:
+        _warn_of_plain_kernels()
+        bank = BankTensors(features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, rejected, category_to_row)
+        reference_enqueue(bank, features, proposal_boxes, gt_boxes, labels, keep)
+
+    def bank_to_read(
+        features_bank: Tensor,
+        proposal_boxes_bank: Tensor,
+        gt_boxes_bank: Tensor,
+        pushed: Tensor,
+        category_to_row: Tensor,
+    ) -> BankTensors:
+        _warn_of_plain_kernels()
+        nothing_rejected = pushed.new_zeros(1)  # sampling does not read it
+        return BankTensors(features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, nothing_rejected, category_to_row)
+
+    def sample_kernel(
+        features_bank: Tensor,
+        proposal_boxes_bank: Tensor,
+        gt_boxes_bank: Tensor,
+        pushed: Tensor,
+        labels: Tensor,
+        category_to_row: Tensor,
+        counts: Tensor,
+        random: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        bank = bank_to_read(features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, category_to_row)
+        return tuple(reference_sample(bank, labels, counts, random))
+
+    def sample_padded_kernel(
+        features_bank: Tensor,
+        proposal_boxes_bank: Tensor,
+        gt_boxes_bank: Tensor,
+        pushed: Tensor,
+        labels: Tensor,
+        category_to_row: Tensor,
+        counts: Tensor,
+        rows: int,
+        random: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        bank = bank_to_read(features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, category_to_row)
+        return tuple(reference_sample_padded(bank, labels, counts, rows, random))
+
+    torch.library.impl("rio_bench::enqueue", device_type, enqueue_kernel)
+    torch.library.impl("rio_bench::sample", device_type, sample_kernel)
+    torch.library.impl("rio_bench::sample_padded", device_type, sample_padded_kernel)
+
+
+@functools.cache
+def _warn_of_plain_kernels() -> None:
+    """Once in a process."""
+    logger.warning(missing_cuda_kernels())
+
+
 def reference_enqueue(
     bank: BankTensors,
     features: Tensor,
@@ -196,40 +282,50 @@ def reference_enqueue(
     labels: Tensor,
     keep: Tensor | None = None,
 ) -> None:
-    """What ``enqueue`` means, one row after the other: the oracle of its tests."""
-    capacity = bank.features.shape[1]
+    """What ``enqueue`` means on CUDA, one row after the other: the oracle of its tests."""
+    num_rows, capacity, _ = bank.features.shape
+    # Read as lists once: reading one number of a CUDA tensor waits for the device.
+    row_of_label, pushed = bank.category_to_row.tolist(), bank.pushed.tolist()
+    stored = features.detach().to(bank.features.dtype)
+    finite = torch.stack([values.isfinite().all(dim=1) for values in (stored, proposal_boxes, gt_boxes)]).all(dim=0)
+    is_finite, is_kept = finite.tolist(), None if keep is None else keep.tolist()
     for n, label in enumerate(labels.tolist()):
-        row = int(bank.category_to_row[label])
-        if row < 0 or (keep is not None and not keep[n]):
+        if is_kept is not None and not is_kept[n]:
             continue
-        feature = features[n].detach().to(bank.features.dtype)
-        if not all(values.isfinite().all() for values in (feature, proposal_boxes[n], gt_boxes[n])):
+        in_range = 0 <= label < len(row_of_label) and row_of_label[label] < num_rows
+        if in_range and row_of_label[label] < 0:
+            continue
+        if not in_range or not is_finite[n]:
             bank.rejected.add_(1)
             continue
-        slot = int(bank.pushed[row]) % capacity
-        bank.features[row, slot] = feature
+        row = row_of_label[label]
+        slot = pushed[row] % capacity
+        bank.features[row, slot] = stored[n]
         bank.proposal_boxes[row, slot] = proposal_boxes[n]
         bank.gt_boxes[row, slot] = gt_boxes[n]
-        bank.pushed[row] += 1
+        pushed[row] += 1
+    bank.pushed.copy_(torch.tensor(pushed, dtype=torch.int64, device=bank.pushed.device))
 
 
 def reference_sample(bank: BankTensors, labels: Tensor, counts: Tensor, random: Tensor | None = None) -> Replays:
-    """What ``sample`` means: the oracle of its tests."""
-    capacity = bank.features.shape[1]
+    """What ``sample`` means on CUDA: the oracle of its tests."""
+    num_rows, capacity, _ = bank.features.shape
+    row_of_label, pushed_to, count_of = bank.category_to_row.tolist(), bank.pushed.tolist(), counts.tolist()
+    random = None if random is None else random.cpu()  # its order there is the one that is meant
     categories: list[int] = []
     rows: list[int] = []
     slots: list[int] = []
     for category in sorted(set(labels.tolist())):
-        row = int(bank.category_to_row[category])
-        if row < 0:
+        row = row_of_label[category] if 0 <= category < len(row_of_label) else -1
+        if not 0 <= row < num_rows:
             continue
-        pushed = int(bank.pushed[row])
+        pushed = pushed_to[row]
         filled = min(pushed, capacity)
         if random is None:
             order = [(pushed - 1 - i) % capacity for i in range(filled)]
         else:
             order = torch.sort(random[row, :filled], stable=True).indices.tolist()
-        chosen = order[: int(counts[row])]
+        chosen = order[: max(0, count_of[row])]
         categories += [category] * len(chosen)
         rows += [row] * len(chosen)
         slots += chosen

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rio_bench.config import Experiment, RunConfig, canonical
+from rio_bench.config import Experiment, RunConfig, backbone_file, canonical, recipe_file
 from rio_bench.errors import UserError
 from rio_bench.strategy import name_of
+from rio_bench.yaml_source import YamlSource
 
 # Shown by the label's own parts, by the tables' columns, or following from the other fields.
 NOT_IN_LABEL = ("strategy", "classifier", "dataset", "backbone", "seed", "warm_start")
@@ -42,23 +43,20 @@ class Plan:
 
 def make_plan(experiment: Experiment) -> Plan:
     """Raises UserError where a data set or a weights file cannot be read."""
-    is_base: dict[RunConfig, bool] = {}
-    for cell in experiment.cells:
-        if cell.warm_start is not None:
-            is_base.setdefault(cell.warm_start, True)
-    for cell in experiment.cells:
-        is_base[cell] = False
+    # By identity: a strategy's hyperparameters may be lists, which have no hash.
+    bases = {identity(cell.warm_start): cell.warm_start for cell in experiment.cells if cell.warm_start is not None}
+    cells = {identity(cell): cell for cell in experiment.cells}
     method_label = _method_labels(experiment.cells)
     runs = [
         PlannedRun(
             config=config,
-            identity=identity(config),
+            identity=key,
             name=_run_name(config),
-            method=method_label(config) + (", base run" if is_base[config] else ""),
+            method=method_label(config) + ("" if key in cells else ", base run"),
             after=None if config.warm_start is None else _run_name(config.warm_start),
-            is_base=is_base[config],
+            is_base=key not in cells,
         )
-        for config in is_base
+        for key, config in {**bases, **cells}.items()
     ]
     return Plan(experiment.name, experiment.baseline, tuple(runs))
 
@@ -83,11 +81,12 @@ def identity(config: RunConfig) -> str:
     """
     content: dict[str, Any] = canonical(config)
     content["dataset_fingerprint"] = _dataset_fingerprint(config.dataset)
+    content["recipe_fingerprint"] = _recipe_fingerprint(recipe_file(config.recipe), backbone_file(config.backbone))
     if config.weights is not None:
         content["weights"] = _file_hash(config.weights)
     if config.warm_start is not None:
         content["warm_start"] = identity(config.warm_start)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(_json(content).encode()).hexdigest()[:16]
 
 
 def _run_name(config: RunConfig) -> str:
@@ -125,7 +124,8 @@ def _stated(model: Any, fields: Iterable[str]) -> list[str]:
 
 def _varying(models: Sequence[Any]) -> list[str]:
     """The fields in which models of one class differ."""
-    return [field for field in type(models[0]).model_fields if len({getattr(model, field) for model in models}) > 1]
+    plain = [model.model_dump(mode="json") for model in models]
+    return [field for field in type(models[0]).model_fields if len({_json(values[field]) for values in plain}) > 1]
 
 
 def _settings(model: Any, fields: Iterable[str]) -> list[str]:
@@ -136,6 +136,33 @@ def _settings(model: Any, fields: Iterable[str]) -> list[str]:
 def _in_brackets(model: Any, fields: Iterable[str]) -> str:
     settings = _settings(model, fields)
     return f" ({', '.join(settings)})" if settings else ""
+
+
+def _json(value: Any) -> str:
+    """One text whatever the order of the keys."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+@functools.cache
+def _recipe_fingerprint(recipe: Path, backbone: Path) -> str:
+    """Of what the files set, the backbone's over the recipe's, however they are written."""
+    settings = _overlaid(_recipe_settings(recipe), _recipe_settings(backbone))
+    return hashlib.sha256(_json(settings).encode()).hexdigest()
+
+
+def _recipe_settings(file: Path) -> dict[str, Any]:
+    """A file's settings over those of the file that its `_BASE_` names, as Detectron2 reads them."""
+    settings = YamlSource(file).data
+    base = settings.pop("_BASE_", None)
+    return settings if base is None else _overlaid(_recipe_settings(file.parent / base), settings)
+
+
+def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {
+        key: _overlaid(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+    return {**below, **merged}
 
 
 @functools.cache

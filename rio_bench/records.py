@@ -6,7 +6,7 @@ ROOT/leaderboard.md
 ROOT/runs/NAME/config.json       the run as planned: what the worker reads
               /log.txt           what the worker printed, all attempts
               /metrics.jsonl     one JSON object an iteration or a phase
-              /checkpoints/      model_final.pth when training ended
+              /checkpoints/      last.pth while training goes on, model_final.pth when it ended
               /attempts.jsonl    one line an attempt that ended: times, exit status, signal, host, process
               /lock              held (flock) by the harness and by the worker that does the run
               /record.json       written last and whole: the done marker
@@ -56,7 +56,7 @@ class Metrics(Stored):
 
 
 class Seconds(TypedDict):
-    """Wall time of the parts of a run, without its base run. total: the whole process."""
+    """Wall time of a run without its base run. train: over all attempts; total: training and evaluation."""
 
     train: float
     evaluate: float
@@ -82,7 +82,8 @@ class Record(Stored):
     seed: int
     metrics: dict[str, Metrics]  # "box", "mask"
     num_train_images: int
-    passes: float  # over the training images, base run included
+    passes: float  # over the training images
+    base_passes: float  # those of the base run that it started from, 0 without one
     seconds: Seconds
     peak_memory_bytes: int  # of the GPU's memory on a GPU, of the process's on a CPU
     device: str
@@ -151,6 +152,7 @@ class RunFolder:
         self.log_file = self.path / "log.txt"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.pth"
         self.final_weights = self.checkpoints / "model_final.pth"
         self.attempts_file = self.path / "attempts.jsonl"
         self.lock_file = self.path / "lock"

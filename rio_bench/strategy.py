@@ -108,11 +108,6 @@ def load(name: str) -> type[Strategy]:
     return strategy
 
 
-def create(name: str, **hyperparameters: object) -> Strategy:
-    """A strategy by name. Raises UserError for an unknown name, pydantic.ValidationError for a bad hyperparameter."""
-    return load(name)(**hyperparameters)
-
-
 def name_of(strategy: Strategy) -> str:
     """The entry point name of a strategy's class. Raises UserError where no entry point names it."""
     for name, entry_point in registered().items():

@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def do_run(folder: RunFolder, device: str, initial_weights: Path | None) -> Record:
     """Train and evaluate the run of a folder; returns the record that it wrote there."""
-    start = time.monotonic()
     run = folder.read_run()
     if run is None:
         raise UserError(f"{folder.config_file}: no such file: the harness writes it before it starts a worker")
@@ -67,7 +66,7 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None) -> Reco
     seconds: Seconds = {
         "train": train_seconds,
         "evaluate": evaluate_seconds,
-        "total": time.monotonic() - start,
+        "total": train_seconds + evaluate_seconds,
     }
     record = Record(
         identity=run.identity,
@@ -78,7 +77,8 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None) -> Reco
         seed=config.seed,
         metrics=metrics,
         num_train_images=num_train_images,
-        passes=images_seen(config) / num_train_images,
+        passes=config.iterations * config.batch_size / num_train_images,
+        base_passes=images_seen(config.warm_start) / num_train_images,
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
@@ -119,18 +119,17 @@ def train_and_evaluate(
     cfg = build_cfg(config, len(split.categories), device)
     model = build_model(config, cfg, frequency)
 
-    start = time.monotonic()
-    train(
+    train_seconds = train(
         config,
         cfg,
         model,
         split.records,
         frequency,
-        checkpoint_folder=folder.checkpoints,
+        last_checkpoint=folder.last_checkpoint,
+        final_weights=folder.final_weights,
         metrics_file=folder.metrics_file,
         initial_weights=initial_weights,
     )
-    train_seconds = time.monotonic() - start
 
     append_json_line(folder.metrics_file, {"phase": "evaluate"})
     start = time.monotonic()
@@ -139,10 +138,9 @@ def train_and_evaluate(
     return metrics, len(split.records), train_seconds, time.monotonic() - start
 
 
-def images_seen(config: RunConfig) -> int:
-    """Training images that went into the final weights, repeats counted, base runs included."""
-    own = config.iterations * config.batch_size
-    return own if config.warm_start is None else own + images_seen(config.warm_start)
+def images_seen(config: RunConfig | None) -> int:
+    """Training images, repeats counted, that a run and the base run before it saw; 0 for no run."""
+    return 0 if config is None else config.iterations * config.batch_size + images_seen(config.warm_start)
 
 
 def peak_memory_bytes(device: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rio_bench import cli, scheduler
-from rio_bench.records import ResultFolder
+from rio_bench.records import Metrics, Record, ResultFolder
 
 GOOD = """\
 run:
@@ -221,10 +221,39 @@ def test_dry_run_tells_which_runs_have_a_result(main: Main) -> None:
     name = next(word for word in main("run", "good.yaml", "--dry-run")[1].split() if word.startswith("rio-"))
     folder = ResultFolder("results/good").run(name)
     folder.create()
+
+    def has_a_result() -> str:
+        out = main("run", "good.yaml", "--dry-run")[1]
+        answer = next(line for line in out.splitlines() if line.startswith("rio-")).split()[-1]
+        assert f"2 runs, {1 if answer == 'yes' else 2} without a result" in out
+        return answer
+
+    metrics = Metrics(AP=1.0, AP50=1.0, AP75=1.0, APr=None, APc=None, APf=1.0, per_category={})
+    record = Record(
+        identity=name.rpartition("-")[2],
+        name=name,
+        method="rio",
+        experiment="good",
+        config={},
+        seed=0,
+        metrics={"box": metrics, "mask": metrics},
+        num_train_images=1,
+        passes=1.0,
+        base_passes=0.0,
+        seconds={"train": 1.0, "evaluate": 1.0, "total": 2.0},
+        peak_memory_bytes=1,
+        device="cpu",
+        code={"revision": None, "dirty": None},
+        versions={},
+        finished="2026-01-01T00:00:00+00:00",
+    )
+    folder.write_record(record)
+    assert has_a_result() == "yes"
+    # What `run` would not reuse is no result.
+    folder.write_record(record.model_copy(update={"identity": "of another configuration"}))
+    assert has_a_result() == "no"
     folder.record_file.write_text("{}")
-    out = main("run", "good.yaml", "--dry-run")[1]
-    assert "2 runs, 1 without a result" in out
-    assert next(line for line in out.splitlines() if line.startswith("rio-")).split()[-1] == "yes"
+    assert has_a_result() == "no"
 
 
 @pytest.mark.parametrize(

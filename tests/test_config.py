@@ -10,7 +10,7 @@ import pytest
 
 from rio_bench.config import ClassifierConfig, Experiment, RunConfig, canonical, load_experiment
 from rio_bench.errors import UserError
-from rio_bench.strategy import create
+from rio_bench.strategy import load
 from rio_bench.yaml_source import YamlSource
 
 RUN = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": "rio", "iterations": 10}
@@ -49,7 +49,7 @@ grid:
     assert experiment.name == "small"
     assert len(experiment.cells) == 12
     assert [cell.seed for cell in experiment.cells[:4]] == [0, 1, 2, 0]
-    assert experiment.cells[4].strategy == create("rio", bank_capacity=40, samples_per_class=20)
+    assert experiment.cells[4].strategy == load("rio")(bank_capacity=40, samples_per_class=20)
     assert [cell.backbone for cell in experiment.cells] == ["R18-FPN"] * 6 + ["R50-FPN"] * 6
 
 
@@ -57,7 +57,7 @@ def test_a_dotted_key_changes_what_a_whole_field_holds_wherever_it_stands() -> N
     run = {key: value for key, value in RUN.items() if key != "strategy"}
     grid = {"strategy.samples_per_class": [5], "strategy": ["rio"]}
     experiment = Experiment(name="x", run={"classifier.temperature": 20, **run}, grid=grid)
-    assert cell(experiment).strategy == create("rio", samples_per_class=5)
+    assert cell(experiment).strategy == load("rio")(samples_per_class=5)
     assert cell(experiment).classifier == ClassifierConfig(temperature=20.0)
 
 
@@ -90,10 +90,10 @@ def test_overrides(tmp_path: Path) -> None:
     assert experiment.name == "other"
     assert cell(experiment).iterations == 20
     assert cell(experiment).learning_rate == 0.001
-    assert cell(experiment).strategy == create("rio", bank_capacity=7)
-    assert [config.strategy for config in load_experiment(path).cells] == [create("none"), create("rio")]
+    assert cell(experiment).strategy == load("rio")(bank_capacity=7)
+    assert [config.strategy for config in load_experiment(path).cells] == [load("none")(), load("rio")()]
     dotted = load_experiment(path, ["grid.strategy=[rio]", "strategy.bank_capacity=9"])
-    assert cell(dotted).strategy == create("rio", bank_capacity=9)
+    assert cell(dotted).strategy == load("rio")(bank_capacity=9)
 
 
 def test_yaml_1_2_numbers_and_texts(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_yaml_1_2_numbers_and_texts(tmp_path: Path) -> None:
     config = cell(load_experiment(write(tmp_path, text)))
     assert (config.iterations, config.learning_rate, config.seed) == (1000, 0.001, 16)
     assert type(config.iterations) is int and type(config.learning_rate) is float
-    assert config.strategy == create("image_only", repeat_threshold=1.0)
+    assert config.strategy == load("image_only")(repeat_threshold=1.0)
 
 
 def test_a_source_holds_plain_types(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ grid:
     - {<<: *base, bank_capacity: 9}
 """
     strategies = [config.strategy for config in load_experiment(write(tmp_path, text)).cells]
-    assert strategies == [create("rio", samples_per_class=8), create("rio", samples_per_class=8, bank_capacity=9)]
+    assert strategies == [load("rio")(samples_per_class=8), load("rio")(samples_per_class=8, bank_capacity=9)]
 
 
 def test_an_error_in_a_merged_key_names_the_entry_that_merges_it(tmp_path: Path) -> None:

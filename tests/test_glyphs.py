@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_bytes_with_one_worker(
 ):
     monkeypatch.setenv("RIO_BENCH_CACHE", str(tmp_path))
     again = glyphs.make(TINY, workers=1)
-    assert again.fingerprint == tiny.fingerprint
+    assert again.train.images.name == tiny.train.images.name  # the fingerprint is in it
     made = files_of(again.train.images)
     assert len(made) == 122 and made == files_of(tiny.train.images)
 
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_bytes_with_one_worker(
 def test_another_seed_gives_other_pictures(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RIO_BENCH_CACHE", str(tmp_path))
     other = glyphs.make(replace(TINY, seed=1))
-    assert other.fingerprint != tiny.fingerprint
+    assert other.train.images.name != tiny.train.images.name
     first, second = (files_of(dataset.train.images) for dataset in (tiny, other))
     assert first.keys() == second.keys()
     assert not any(first[name] == second[name] for name in first)
@@ -269,6 +269,15 @@ def test_a_failed_worker_is_told_and_leaves_nothing(
     with pytest.raises(UserError, match="ended early"):
         glyphs.make(replace(TINY, image_format="nonsense"))
     assert "unknown file extension" in capfd.readouterr().err
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_worker_that_dies_before_it_reads_its_jobs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RIO_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    many = replace(TINY, num_images=(3000, 10))  # jobs of more bytes than a pipe holds
+    with pytest.raises(UserError, match=r"ended before it took its work \(exit status 1\)"):
+        glyphs.make(many, workers=1)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 

@@ -72,7 +72,7 @@ def test_the_fingerprint_of_lvis_follows_its_annotations(tmp_path: Path, monkeyp
     write_lvis(tmp_path, "lvis_v0.5")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     before = datasets.fingerprint("lvis_v0.5")
-    assert before == datasets.load("lvis_v0.5").fingerprint == datasets.fingerprint("lvis_v0.5")
+    assert before == datasets.fingerprint("lvis_v0.5")
     path = tmp_path / "lvis" / "lvis_v0.5_val.json"
     path.write_text(path.read_text().replace("apple", "pear"))
     assert datasets.fingerprint("lvis_v0.5") != before

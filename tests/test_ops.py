@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +25,10 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
 ]
+needs_cuda_kernels = pytest.mark.skipif(
+    not (torch.cuda.is_available() and ops.build_information()["cuda"]),
+    reason="needs a CUDA device and an extension with CUDA kernels",
+)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -286,7 +295,7 @@ def test_compiled_step_equals_the_eager_one(device: str) -> None:
         assert_same(bank, twin)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda_kernels
 def test_waits_for_the_device_at_most_once() -> None:
     bank = make_bank([0, -1, 1, -1], capacity=3, feature_dim=4, device="cuda")
     labels = torch.tensor([0, 2, 2, 3], device="cuda")
@@ -302,7 +311,7 @@ def test_waits_for_the_device_at_most_once() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda_kernels
 def test_captured_graph_replays_the_step() -> None:
     bank = make_bank([0, -1, 1, -1], capacity=3, feature_dim=4, device="cuda")
     twin = clone(bank)
@@ -323,12 +332,17 @@ def test_captured_graph_replays_the_step() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_leaves_out_what_is_out_of_range() -> None:
-    bank = make_bank([0, 1, -1], capacity=3, feature_dim=2, device="cuda")
+    check_what_is_out_of_range_is_left_out("cuda")
+
+
+def check_what_is_out_of_range_is_left_out(device: str) -> None:
+    bank = make_bank([0, 1, 2, -1], capacity=3, feature_dim=2, device=device)
     bank.category_to_row[1] = 99
-    labels = torch.tensor([0, 3, -5, 1, 2], device="cuda")
-    ops.enqueue(bank, *make_rows([1, 2, 3, 4, 5], device="cuda"), labels)
-    assert bank.pushed.tolist() == [1, 0] and bank.rejected.tolist() == [3]
-    assert ops.sample(bank, labels, torch.tensor([3, -3], device="cuda")).features[:, 0].tolist() == [1]
+    labels = torch.tensor([0, 4, -5, 1, 3, 4, 2, 2], device=device)
+    keep = torch.tensor([True] * 5 + [False, True, True], device=device)
+    ops.enqueue(bank, *make_rows([1, 2, 3, 4, 5, 6, 7, 8], device=device), labels, keep)
+    assert bank.pushed.tolist() == [1, 0, 2] and bank.rejected.tolist() == [3]
+    assert ops.sample(bank, labels, torch.tensor([3, 3, -1], device=device)).features[:, 0].tolist() == [1]
 
 
 BAD_ENQUEUES = {
@@ -401,7 +415,7 @@ def test_bad_sampling_arguments_are_told() -> None:
         ops.sample_padded(bank, labels, torch.tensor([1, 1]), -1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda_kernels
 def test_tensors_on_two_devices_are_told() -> None:
     bank = make_bank(HAND_MAP, capacity=3, feature_dim=2)
     labels = torch.tensor([1, 3, 4])
@@ -431,6 +445,84 @@ def test_missing_or_old_extension_says_how_to_build(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib, "import_module", lambda name: old)
     with pytest.raises(UserError, match="ops version 0, but this code needs 1.*pip install"):
         ops.build_information()
+
+
+WITHOUT_CUDA_KERNELS = """
+import json, sys, types
+import torch
+
+schemas, cuda = json.loads(sys.argv[1])
+for schema, tags in schemas:
+    name, arguments = schema.split("(", 1)
+    torch.library.define(name, "(" + arguments, tags=tuple(getattr(torch.Tag, tag) for tag in tags))
+extension = types.ModuleType("rio_bench._C")
+extension.build_information = lambda: {"ops_version": ops.OPS_VERSION, "cuda": cuda}
+sys.modules["rio_bench._C"] = extension
+
+from rio_bench import ops
+
+ops.load_extension()
+names = [schema.split("(")[0] for schema, _ in schemas]
+print([torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA") for name in names])
+if not cuda:
+    ops._register_plain_kernels("cpu")
+    import test_ops
+
+    for test in (
+        test_ops.test_hand_computed_case,
+        test_ops.test_random_entries_are_those_of_the_smallest_values,
+        test_ops.test_rows_that_are_not_finite_are_kept_out_and_counted,
+        test_ops.test_empty_batch_and_empty_bank,
+        test_ops.check_what_is_out_of_range_is_left_out,
+        test_ops.test_opcheck,
+        test_ops.test_compiled_step_equals_the_eager_one,
+    ):
+        test("cpu")
+        print(test.__name__)
+"""
+
+
+def run_with_stub_extension(cuda: bool) -> subprocess.CompletedProcess[str]:
+    """A process whose extension defines the real schemas but has no kernels, and says whether it has CUDA ones."""
+    ops.load_extension()
+    overloads = [getattr(torch.ops.rio_bench, name).default for name in ("enqueue", "sample", "sample_padded")]
+    schemas = [(str(op._schema), [tag.name for tag in op.tags]) for op in overloads]
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_CUDA_KERNELS, json.dumps([schemas, cuda])],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_cuda_kernels_the_plain_ones_take_their_place() -> None:
+    """The plain kernels are tried on CPU tensors, in a process that has no other kernels for them."""
+    done = run_with_stub_extension(cuda=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "[True, True, True]" and len(lines) == 8
+    warnings = [line for line in done.stderr.splitlines() if "without CUDA kernels" in line]
+    assert len(warnings) == 1
+    assert "plain torch ones are used" in warnings[0] and "'make clean setup'" in warnings[0]
+
+
+def test_the_reference_makes_its_tensors_where_the_bank_is() -> None:
+    """It runs on CUDA tensors too: with another default device, a tensor made without saying where would lie there."""
+    bank = make_bank(HAND_MAP, capacity=3, feature_dim=2, device="cpu")
+    labels, counts = torch.tensor([3, 1, 3]), torch.tensor([1, 2])
+    rows, random = make_rows([1, 2, 3], device="cpu"), torch.rand(2, 3)
+    with torch.device("meta"):
+        ops.reference_enqueue(bank, *rows, labels)
+        for order in (None, random):
+            replays = ops.reference_sample_padded(bank, labels, counts, 3, order)
+            assert {tensor.device.type for tensor in (*bank, *replays)} == {"cpu"}
+            assert replays.valid.tolist() == [True, True, True]
+
+
+def test_with_cuda_kernels_nothing_is_put_in_their_place() -> None:
+    done = run_with_stub_extension(cuda=True)
+    assert (done.returncode, done.stdout) == (0, "[False, False, False]\n"), done.stderr
 
 
 def test_build_information_fits_this_torch() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rio_bench import config as config_module
 from rio_bench import plan as plan_module
 from rio_bench.config import Experiment, RunConfig, canonical
 from rio_bench.errors import UserError
@@ -126,6 +127,67 @@ def test_the_data_sets_content_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert identity(config) != before
 
 
+RECIPES = {
+    "standard.yaml": "MODEL: {DEPTH: 1, FPN: {OUT_CHANNELS: 256, NORM: ''}}\nSOLVER: {BASE_LR: 0.02}\n",
+    "small.yaml": "_BASE_: standard.yaml\nMODEL:\n  FPN: {OUT_CHANNELS: 64}\n",
+    "backbones/R18-FPN.yaml": "MODEL: {DEPTH: 18}\n",
+    "backbones/R50-FPN.yaml": "MODEL: {DEPTH: 50}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "differ"),
+    [
+        (
+            "standard.yaml",
+            "# a\nSOLVER:\n  BASE_LR: 2.0e-2 # b\nMODEL: {FPN: {NORM: '', OUT_CHANNELS: 256}, DEPTH: 1}",
+            "",
+        ),
+        ("small.yaml", "MODEL: {FPN: {OUT_CHANNELS: 64}}\n\n_BASE_: 'standard.yaml'\n", ""),
+        ("standard.yaml", RECIPES["standard.yaml"].replace("0.02", "0.03"), "small standard"),
+        ("standard.yaml", RECIPES["standard.yaml"].replace("NORM: ''", "NORM: BN"), "small standard"),
+        ("small.yaml", RECIPES["small.yaml"].replace("64", "32"), "small"),
+        ("backbones/R18-FPN.yaml", "MODEL: {DEPTH: 34}\n", "small standard"),
+        ("backbones/R50-FPN.yaml", "MODEL: {DEPTH: 51}\n", ""),
+        # What a file sets anew does not count in the file below it.
+        ("standard.yaml", RECIPES["standard.yaml"].replace("256", "128"), "standard"),
+        ("standard.yaml", RECIPES["standard.yaml"].replace("DEPTH: 1", "DEPTH: 2"), ""),
+    ],
+    ids=[
+        "comments and formatting",
+        "order",
+        "a number of the base",
+        "a text of the base",
+        "a number of the recipe",
+        "the backbone",
+        "another backbone",
+        "a number that one recipe replaces",
+        "a number that the backbone replaces",
+    ],
+)
+def test_what_recipe_and_backbone_set_counts_and_not_how_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, differ: str
+) -> None:
+    def identities(folder: Path, files: dict[str, str]) -> dict[str, str]:
+        (folder / "backbones").mkdir(parents=True)
+        for name, content in files.items():
+            (folder / name).write_text(content)
+        monkeypatch.setattr(config_module, "RECIPES", folder)
+        monkeypatch.setattr(config_module, "BACKBONES", folder / "backbones")
+        return {name: identity(RunConfig.model_validate({**RUN, "recipe": name})) for name in ("small", "standard")}
+
+    before = identities(tmp_path / "before", RECIPES)
+    after = identities(tmp_path / "after", {**RECIPES, file: text})
+    assert {name for name in before if before[name] != after[name]} == set(differ.split())
+
+
+def test_the_recipes_fingerprint_is_of_what_detectron2_reads() -> None:
+    fvcore = pytest.importorskip("fvcore.common.config")
+    for recipe in config_module.recipes():
+        file = config_module.recipe_file(recipe)
+        assert plan_module._recipe_settings(file) == fvcore.CfgNode.load_yaml_with_base(str(file))
+
+
 def test_the_weights_content_counts_and_not_where_they_lie(tmp_path: Path) -> None:
     here, there, other = tmp_path / "here.pkl", tmp_path / "there.pkl", tmp_path / "other.pkl"
     here.write_bytes(b"weights")
@@ -142,6 +204,9 @@ def test_the_weights_content_counts_and_not_where_they_lie(tmp_path: Path) -> No
     assert identity(warm[0]) == identity(warm[1]) != identity(warm[2])
     with pytest.raises(UserError, match="missing.pkl"):
         identity(with_weights(tmp_path / "missing.pkl"))
+    # One content in two places is one run.
+    grid = {"weights": [str(here), str(there), str(other)]}
+    assert len(make_plan(Experiment(name="x", run=RUN, grid=grid)).runs) == 2
 
 
 def test_seeds_are_runs_and_equal_cells_are_one_run() -> None:

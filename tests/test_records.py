@@ -45,6 +45,7 @@ def record(name: str = "rio-R18-FPN-seed0-00ff", identity: str = "00ff", method:
         metrics={"box": metrics(), "mask": metrics(11.0)},
         num_train_images=320,
         passes=2.5,
+        base_passes=0,
         seconds={"train": 1.0, "evaluate": 0.5, "total": 1.75},
         peak_memory_bytes=10**9,
         device="cpu",

@@ -78,7 +78,7 @@ folder.final_weights.write_bytes(b"weights")
 metrics = Metrics(AP=20, AP50=20, AP75=20, APr=None, APc=20, APf=20, per_category={})
 folder.write_record(Record(
     identity=run.identity, name=run.name, method=run.method, experiment=run.experiment, config=run.config, seed=0,
-    metrics={"box": metrics, "mask": metrics}, num_train_images=10, passes=1,
+    metrics={"box": metrics, "mask": metrics}, num_train_images=10, passes=1, base_passes=0,
     seconds={"train": 0.1, "evaluate": 0.1, "total": 0.2}, peak_memory_bytes=1, device="cpu",
     code={"revision": None, "dirty": None}, versions={}, finished="2026-01-01T00:00:00+00:00"))
 if behaviour == "crash after the record":
@@ -441,7 +441,7 @@ def test_the_cause_of_an_end_in_a_line(code: int, log: str, told: str) -> None:
 # The local engine
 
 
-def test_threads_are_shared_between_the_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_cpu_has_a_core_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     gibibytes = {"SC_PAGE_SIZE": 2**30}
     monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 64}).__getitem__)
@@ -449,7 +449,7 @@ def test_threads_are_shared_between_the_slots(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 13}).__getitem__)
     assert LocalEngine("cpu").slots() == 4
     go(tmp_path, a_plan(1), jobs=3)
-    assert starts(tmp_path)[0]["threads"] == "2"
+    assert starts(tmp_path)[0]["threads"] == "1"
 
 
 def test_slots_take_turns_on_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,12 +16,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rio_bench.config import RunConfig, canonical, load_experiment
 from rio_bench.datasets.frequency import Frequency
 from rio_bench.errors import UserError
-from rio_bench.strategy import RoIBatch, Strategy, create, load, name_of, registered
+from rio_bench.plan import make_plan
+from rio_bench.strategy import RoIBatch, Strategy, load, name_of, registered
 
 FEATURE_DIM = 8
-SHIPPED = {"none", "image_only", "object_only", "rio", "alternative_ratios"}
+WITH_BANK = {"object_only", "rio", "alternative_ratios"}
+SHIPPED = {"none", "image_only", *WITH_BANK}
 
 
 def frequency_of(pairs: list[tuple[int, int]], num_images: int, image_count: list[int]) -> Frequency:
@@ -87,10 +91,22 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in sorted(regi
 ]
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda variant: "-".join([variant[0], *map(str, variant[1].values())]))
+def variant_id(variant: tuple[str, dict[str, Any]]) -> str:
+    return "-".join([variant[0], *map(str, variant[1].values())])
+
+
+@pytest.fixture(params=VARIANTS, ids=variant_id)
 def strategy(request: pytest.FixtureRequest) -> Strategy:
     name, hyperparameters = request.param
-    return create(name, **hyperparameters)
+    return load(name)(**hyperparameters)
+
+
+@pytest.fixture(params=[variant for variant in VARIANTS if variant[0] in WITH_BANK], ids=variant_id)
+def bank_resampler(request: pytest.FixtureRequest) -> torch.nn.Module:
+    name, hyperparameters = request.param
+    module = resampler_of(load(name)(**hyperparameters))
+    assert module is not None
+    return module
 
 
 def test_the_shipped_strategies_are_registered() -> None:
@@ -104,7 +120,7 @@ def test_contract_names_and_descriptions(strategy: Strategy) -> None:
     assert all(field.description for field in type(strategy).model_fields.values())
     assert type(strategy).model_validate(strategy.model_dump(exclude_defaults=True)) == strategy
     with pytest.raises(pydantic.ValidationError):
-        create(name, no_such_hyperparameter=1)
+        load(name)(no_such_hyperparameter=1)
 
 
 def test_contract_image_level(strategy: Strategy) -> None:
@@ -120,7 +136,6 @@ def test_contract_object_level_appends_rows_of_the_same_kind(strategy: Strategy)
     module = resampler_of(strategy)
     if module is None:
         return
-    replayed = False
     for index, output in enumerate(run_steps(module, STEPS)):
         given_rows = batch_of(STEPS[index], seed=index)
         rows = len(STEPS[index])
@@ -129,23 +144,7 @@ def test_contract_object_level_appends_rows_of_the_same_kind(strategy: Strategy)
             assert torch.equal(after[:rows], before), field
             assert (after.dtype, after.shape[1:]) == (before.dtype, before.shape[1:])
             assert len(after) == len(output.labels)
-        new_labels = output.labels[rows:]
-        assert set(new_labels.tolist()) <= {2, 3, 4} & set(STEPS[index])
-        assert (output.gt_index[rows:] == -1).all()
-        replayed = replayed or len(new_labels) > 0
-    assert replayed
-
-
-def test_contract_object_level_keeps_gradients_of_the_given_rows_alone(strategy: Strategy) -> None:
-    module = resampler_of(strategy)
-    if module is None:
-        return
-    run_steps(module, STEPS[:2])
-    features = torch.randn(4, FEATURE_DIM, requires_grad=True)
-    plain = batch_of(STEPS[3], seed=3)
-    output = module(RoIBatch(features, plain.labels, plain.proposal_boxes, plain.gt_boxes, plain.gt_index))
-    output.features.sum().backward()
-    assert torch.equal(features.grad, torch.ones_like(features))
+        assert ((output.labels >= 0) & (output.labels <= 6)).all()
 
 
 def test_contract_object_level_state_is_its_buffers(strategy: Strategy) -> None:
@@ -183,17 +182,17 @@ def test_contract_object_level_depends_on_torchs_seed_alone(strategy: Strategy) 
     ],
 )
 def test_levels(name: str, image_level: bool, object_level: bool) -> None:
-    strategy = create(name)
+    strategy = load(name)()
     assert (strategy.image_repeat_factors(long_tailed()) is not None) == image_level
     assert (strategy.object_resampler(long_tailed(), FEATURE_DIM) is not None) == object_level
 
 
 def test_rio_is_both_single_levels() -> None:
     shared: dict[str, Any] = {"samples_per_class": 2, "sampling": "random"}
-    rio = create("rio", repeat_threshold=0.5, **shared)
-    factors = create("image_only", repeat_threshold=0.5).image_repeat_factors(long_tailed())
+    rio = load("rio")(repeat_threshold=0.5, **shared)
+    factors = load("image_only")(repeat_threshold=0.5).image_repeat_factors(long_tailed())
     assert torch.equal(rio.image_repeat_factors(long_tailed()), factors)
-    modules = resampler_of(rio), resampler_of(create("object_only", **shared))
+    modules = resampler_of(rio), resampler_of(load("object_only")(**shared))
     for one, other in zip(run_steps(modules[0], STEPS), run_steps(modules[1], STEPS), strict=True):
         assert_same(one, other)
 
@@ -205,21 +204,21 @@ def test_repeat_factors_of_three_images_by_hand() -> None:
     # Category 0 is in all three images (f = 1), 1 in two (f = 2/3), 2 in the first alone (f = 1/3), 3 in none.
     # t = 0.75: r(0) = max(1, sqrt(0.75)) = 1; r(1) = sqrt(0.75 * 3/2) = sqrt(1.125); r(2) = sqrt(0.75 * 3) = 1.5.
     frequency = frequency_of([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (0, 2)], 3, [3, 2, 1, 0])
-    factors = create("image_only", repeat_threshold=0.75).image_repeat_factors(frequency)
+    factors = load("image_only")(repeat_threshold=0.75).image_repeat_factors(frequency)
     assert factors.tolist() == pytest.approx([1.5, 1.125**0.5, 1.0])
     # Without the square root: r(2) = 2.25, r(1) = 1.125.
-    alternative = create("alternative_ratios", repeat_threshold=0.75, repeat_exponent=1.0)
+    alternative = load("alternative_ratios")(repeat_threshold=0.75, repeat_exponent=1.0)
     assert alternative.image_repeat_factors(frequency).tolist() == pytest.approx([2.25, 1.125, 1.0])
-    off = create("alternative_ratios", repeat_threshold=0.75, repeat_exponent=0.0)
+    off = load("alternative_ratios")(repeat_threshold=0.75, repeat_exponent=0.0)
     assert off.image_repeat_factors(frequency).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_images_without_objects_count_and_are_not_repeated() -> None:
     # 1 of 4 images holds the category: f = 1/4, r = sqrt(1 / (1/4)) = 2. The empty ones keep factor 1.
     frequency = frequency_of([(2, 0)], 4, [1])
-    factors = create("image_only", repeat_threshold=1.0).image_repeat_factors(frequency)
+    factors = load("image_only")(repeat_threshold=1.0).image_repeat_factors(frequency)
     assert factors.tolist() == [1.0, 1.0, 2.0, 1.0]
-    assert create("image_only").image_repeat_factors(frequency_of([], 2, [0])).tolist() == [1.0, 1.0]
+    assert load("image_only")().image_repeat_factors(frequency_of([], 2, [0])).tolist() == [1.0, 1.0]
 
 
 @given(
@@ -236,11 +235,33 @@ def test_repeat_factors_against_the_rule_image_by_image(
         max([1.0, *((threshold / (len(images) / 10)) ** exponent for images in images_of if image in images)])
         for image in range(10)
     ]
-    strategy = create("alternative_ratios", repeat_threshold=threshold, repeat_exponent=exponent)
+    strategy = load("alternative_ratios")(repeat_threshold=threshold, repeat_exponent=exponent)
     assert strategy.image_repeat_factors(frequency).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 # The object level
+
+
+def test_replays_are_of_the_bank_categories_present(bank_resampler: torch.nn.Module) -> None:
+    replayed = 0
+    for labels, output in zip(STEPS, run_steps(bank_resampler, STEPS), strict=True):
+        new_labels = output.labels[len(labels) :].tolist()
+        assert set(new_labels) <= {2, 3, 4} & set(labels)
+        assert (output.gt_index[len(labels) :] == -1).all()
+        replayed += len(new_labels)
+    assert replayed > 0
+
+
+def test_replays_send_no_gradient_to_the_features_given(bank_resampler: torch.nn.Module) -> None:
+    run_steps(bank_resampler, STEPS[:2])
+    plain = batch_of(STEPS[3], seed=3)
+    for _ in range(2):  # the second time, features of the first may be replayed
+        features = torch.randn(4, FEATURE_DIM, requires_grad=True)
+        given_rows = RoIBatch(features, plain.labels, plain.proposal_boxes, plain.gt_boxes, plain.gt_index)
+        output = bank_resampler(given_rows)
+        assert len(output.labels) > len(plain.labels)
+        output.features.sum().backward()
+        assert torch.equal(features.grad, torch.ones_like(features))
 
 
 def replayed_counts(strategy: Strategy, labels: list[int]) -> dict[int, int]:
@@ -254,31 +275,31 @@ def replayed_counts(strategy: Strategy, labels: list[int]) -> dict[int, int]:
 
 def test_bank_categories_are_those_in_1_to_bank_max_images() -> None:
     every = [0, 1, 2, 3, 4, 6]  # in 199, 40, 30, 4 and 1 images; 6 is background
-    assert replayed_counts(create("object_only"), every) == {2: 20, 3: 20, 4: 20}
-    assert replayed_counts(create("object_only", bank_max_images=29), every) == {3: 20, 4: 20}
-    assert replayed_counts(create("object_only", bank_max_images=40), every) == {1: 20, 2: 20, 3: 20, 4: 20}
+    assert replayed_counts(load("object_only")(), every) == {2: 20, 3: 20, 4: 20}
+    assert replayed_counts(load("object_only")(bank_max_images=29), every) == {3: 20, 4: 20}
+    assert replayed_counts(load("object_only")(bank_max_images=40), every) == {1: 20, 2: 20, 3: 20, 4: 20}
     common = frequency_of([(0, 0), (1, 0), (2, 0)], 3, [3, 0])
-    assert create("object_only", bank_max_images=2).object_resampler(common, FEATURE_DIM) is None
+    assert load("object_only")(bank_max_images=2).object_resampler(common, FEATURE_DIM) is None
 
 
 def test_every_setting_of_the_bank_reaches_it() -> None:
     settings = {"bank_capacity": 7, "sampling": "random", "storage": "float16", "bank": "shared"}
-    module: Any = resampler_of(create("object_only", max_pushes_per_object=2, **settings))
+    module: Any = resampler_of(load("object_only")(max_pushes_per_object=2, **settings))
     assert module.bank.capacity == 7
     assert module.bank.features.dtype == torch.float16
     assert (module.sampling, module.shared, module.max_pushes_per_object) == ("random", True, 2)
-    default: Any = resampler_of(create("object_only"))
+    default: Any = resampler_of(load("object_only")())
     assert (default.sampling, default.shared, default.max_pushes_per_object) == ("newest", False, None)
 
 
 def test_fixed_replays_depend_on_the_category_being_there_alone() -> None:
-    assert replayed_counts(create("rio", samples_per_class=7), [3, 3, 3, 4, 0]) == {3: 7, 4: 7}
-    assert replayed_counts(create("rio", samples_per_class=7, bank_capacity=5), [3]) == {3: 5}
+    assert replayed_counts(load("rio")(samples_per_class=7), [3, 3, 3, 4, 0]) == {3: 7, 4: 7}
+    assert replayed_counts(load("rio")(samples_per_class=7, bank_capacity=5), [3]) == {3: 5}
 
 
 def test_replays_as_a_ratio_of_the_rois_present() -> None:
     def counts(ratio: float, labels: list[int], **more: Any) -> dict[int, int]:
-        return replayed_counts(create("alternative_ratios", replays="ratio", replays_per_roi=ratio, **more), labels)
+        return replayed_counts(load("alternative_ratios")(replays="ratio", replays_per_roi=ratio, **more), labels)
 
     assert counts(1.0, [3, 3, 3, 4, 0, 6]) == {3: 3, 4: 1}
     assert counts(2.0, [3, 3, 3, 4]) == {3: 6, 4: 2}
@@ -289,7 +310,7 @@ def test_replays_as_a_ratio_of_the_rois_present() -> None:
 
 def test_replays_that_grow_with_rarity() -> None:
     def counts(**more: Any) -> dict[int, int]:
-        return replayed_counts(create("alternative_ratios", replays="rarity", **more), [2, 3, 4, 4, 0])
+        return replayed_counts(load("alternative_ratios")(replays="rarity", **more), [2, 3, 4, 4, 0])
 
     # In 30, 4 and 1 images, of 30: rarity 1, 7.5 and 30.
     assert counts(samples_per_class=4) == {2: 4, 3: 11, 4: 22}  # 4 x sqrt(7.5) = 10.95, 4 x sqrt(30) = 21.9
@@ -309,7 +330,7 @@ def test_replays_that_grow_with_rarity() -> None:
 )
 def test_a_number_without_effect_is_refused(hyperparameters: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError, match="has no effect"):
-        create("alternative_ratios", **hyperparameters)
+        load("alternative_ratios")(**hyperparameters)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +350,7 @@ def test_a_number_without_effect_is_refused(hyperparameters: dict[str, Any]) -> 
 )
 def test_hyperparameters_have_bounds_and_types(name: str, hyperparameters: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError):
-        create(name, **hyperparameters)
+        load(name)(**hyperparameters)
 
 
 # The registry
@@ -376,7 +397,7 @@ class Double(Strategy):
 def test_a_strategy_from_outside_is_found_and_used(install: Any) -> None:
     folder = install("out_of_tree", DOUBLE, {"double": "out_of_tree:Double"})
     assert set(registered()) >= {"double", *SHIPPED}
-    strategy = create("double", times=3)
+    strategy = load("double")(times=3)
     assert name_of(strategy) == "double"
     assert strategy.image_repeat_factors(long_tailed()).tolist() == [3.0] * 200
 
@@ -393,13 +414,51 @@ def test_a_strategy_from_outside_is_found_and_used(install: Any) -> None:
     assert "double-R18-FPN-seed0-" in done.stdout
 
 
+RATIOS = """
+from pydantic import Field
+from rio_bench.strategy import Strategy
+
+class Ratios(Strategy):
+    '''Hyperparameters of several values.'''
+    ratios: list[float] = Field([1.0], description="a list")
+    bounds: tuple[float, ...] = Field((0.5,), description="a tuple")
+"""
+
+
+def test_hyperparameters_may_be_lists_and_tuples(install: Any) -> None:
+    folder = install("out_of_tree_ratios", RATIOS, {"ratios": "out_of_tree_ratios:Ratios"})
+    (folder / "ratios.yaml").write_text(
+        "run: {dataset: glyphs-mini, backbone: R18-FPN, iterations: 1}\n"
+        "warm_start: {strategy: {name: ratios, ratios: [1, 2]}}\n"
+        "grid:\n"
+        "  strategy:\n"
+        "    - {name: ratios, ratios: [1, 2]}\n"
+        "    - {name: ratios, ratios: [1.0, 2.0]}\n"
+        "    - {name: ratios, bounds: [0.25, 1]}\n"
+    )
+    plan = make_plan(load_experiment(folder / "ratios.yaml"))
+    assert [(run.method, run.is_base) for run in plan.runs] == [
+        ("ratios (ratios=[1.0, 2.0]), base run", True),
+        ("ratios (ratios=[1.0, 2.0])", False),
+        ("ratios (bounds=(0.25, 1.0))", False),
+    ]
+    for run in plan.runs:
+        assert RunConfig.model_validate(json.loads(json.dumps(canonical(run.config)))) == run.config
+
+    (folder / "wrong.yaml").write_text((folder / "ratios.yaml").read_text().replace("[0.25, 1]", "[0.25, '1']"))
+    with pytest.raises(
+        UserError, match=r"wrong.yaml:7: grid.strategy\[2\].bounds\[1\]: expected a valid number, got '1'"
+    ):
+        load_experiment(folder / "wrong.yaml")
+
+
 def test_a_broken_plug_in_harms_only_those_who_name_it(install: Any, capsys: pytest.CaptureFixture[str]) -> None:
     install(
         "out_of_tree_broken",
         "import a_module_that_is_nowhere\n",
         {"broken": "out_of_tree_broken:Broken", "also_broken": "out_of_tree_nowhere:Broken"},
     )
-    assert name_of(create("rio")) == "rio"
+    assert name_of(load("rio")()) == "rio"
     with pytest.raises(UserError) as error:
         load("broken")
     for part in ("'broken'", "out_of_tree_broken:Broken", "ModuleNotFoundError", "a_module_that_is_nowhere"):
@@ -416,7 +475,7 @@ def test_a_broken_plug_in_harms_only_those_who_name_it(install: Any, capsys: pyt
 def test_the_name_of_a_strategy_imports_no_other_plug_in(install: Any) -> None:
     entry_points = {"a_missing_one": "rio_strategies.rio:Missing", "another": "out_of_tree_idle:Double"}
     install("out_of_tree_idle", DOUBLE, entry_points)
-    assert name_of(create("rio")) == "rio"
+    assert name_of(load("rio")()) == "rio"
     assert "out_of_tree_idle" not in sys.modules
 
 
@@ -446,7 +505,7 @@ def test_an_entry_point_that_is_no_strategy(install: Any, source: str, says: str
 
 def test_a_wrong_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"unknown strategy 'imageonly' \(did you mean 'image_only'\?\)"):
-        create("imageonly")
+        load("imageonly")
 
 
 def test_a_class_without_an_entry_point_has_no_name() -> None:

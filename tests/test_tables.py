@@ -66,6 +66,7 @@ class Folder:
             "metrics": {"box": metrics(*box), "mask": metrics(*mask)},
             "num_train_images": 400,
             "passes": 8.0,
+            "base_passes": 0.0,
             "seconds": {"train": 90.0, "evaluate": 9.0, "total": 100.0},
             "peak_memory_bytes": 1,
             "device": "cpu",
@@ -112,12 +113,12 @@ def golden(folder: Folder) -> Folder:
 # sample standard deviation of two values: their distance / sqrt(2): 1.4142 for 2, 2.1213 for 3, 2.8284 for 4
 GOLDEN_CSV = """\
 Backbone,Method,AP.b,AP.b.r,AP.b.c,AP.b.f,AP.m,AP.m.r,AP.m.c,AP.m.f,Dataset,Iterations,Passes,Short,Seeds,N,\
-AP.b.std,AP.b.r.std,AP.b.c.std,AP.b.f.std,AP.m.std,AP.m.r.std,AP.m.c.std,AP.m.f.std,Seconds,Identities
+AP.b.std,AP.b.r.std,AP.b.c.std,AP.b.f.std,AP.m.std,AP.m.r.std,AP.m.c.std,AP.m.f.std,Seconds,Device,Identities
 R50-FPN,none,21.0,5.0,20.0,31.0,19.0,4.0,19.0,29.0,glyphs-mini,400,8.0,False,0 1,2,\
-1.4142,1.4142,0.0,1.4142,1.4142,1.4142,0.0,1.4142,100.0,0000000000000000 0000000000000001
+1.4142,1.4142,0.0,1.4142,1.4142,1.4142,0.0,1.4142,100.0,cpu,0000000000000000 0000000000000001
 R50-FPN,rio,24.5,13.0,21.0,29.0,22.5,12.0,20.0,27.0,glyphs-mini,400,8.0,False,0 1,2,\
-2.1213,2.8284,0.0,0.0,2.1213,2.8284,0.0,0.0,150.0,0000000000000002 0000000000000003
-R18-FPN,none,1.25,,0.0,2.5,1.0,,0.0,2.0,glyphs-mini,100,2.0,True,0,1,,,,,,,,,100.0,0000000000000004
+2.1213,2.8284,0.0,0.0,2.1213,2.8284,0.0,0.0,150.0,cpu,0000000000000002 0000000000000003
+R18-FPN,none,1.25,,0.0,2.5,1.0,,0.0,2.0,glyphs-mini,100,2.0,True,0,1,,,,,,,,,100.0,cpu,0000000000000004
 """
 
 GOLDEN_MARKDOWN = r"""**made-up: glyphs-mini, 400, 100 iterations** (AP in percent)
@@ -248,7 +249,7 @@ def test_base_runs_stay_out(folder: Folder) -> None:
     folder.finish(folder.plan("rio", **warm), [11] * 4, [11] * 4)
     folder.write_plan()
     assert leaderboard(folder.results)["Method"].tolist() == ["none", "rio"]
-    assert "base run" not in render(folder.results, "md")
+    assert "base run |" not in render(folder.results, "md")
     folder.write_plan(folder.planned[1:])  # nor when the plan holds it no more
     assert leaderboard(folder.results)["Method"].tolist() == ["none", "rio"]
 
@@ -352,3 +353,12 @@ def test_no_record_yet(folder: Folder) -> None:
 def test_a_folder_without_a_plan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing: is not the result folder of an experiment"):
         render(ResultFolder(tmp_path / "nothing"), "md")
+
+
+def test_a_base_run_is_told_and_does_not_make_a_short_schedule_longer(folder: Folder) -> None:
+    base = {"dataset": "glyphs-mini", "backbone": "R50-FPN", "strategy": {"name": "none"}, "iterations": 800}
+    folder.finish(folder.plan("rio", warm_start=base), [10] * 4, [0] * 4, passes=0.1, base_passes=20.0)
+    folder.write_plan()
+    text = render(folder.results, "md")
+    assert "400 iterations after a base run of 800**" in text
+    assert "| rio \\* |" in text

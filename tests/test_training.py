@@ -46,7 +46,8 @@ def trained(config: RunConfig, folder: Path, initial_weights: Path | None = None
         model,
         split.records,
         frequency,
-        checkpoint_folder=folder,
+        last_checkpoint=folder / "last.pth",
+        final_weights=folder / "model_final.pth",
         metrics_file=folder / "metrics.jsonl",
         initial_weights=initial_weights,
     )
@@ -67,7 +68,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", sorted(registered()))
 def test_every_strategy_trains_and_its_state_is_in_the_checkpoint(name: str, tmp_path: Path) -> None:
     state = trained(configuration(strategy=name), tmp_path)
-    saved = checkpoints.load(tmp_path / checkpoints.FINAL)["model"]
+    saved = checkpoints.load(tmp_path / "model_final.pth")["model"]
     assert same(saved, state)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["iteration"] == 2
@@ -102,7 +103,7 @@ def test_a_run_starts_from_its_base_runs_weights_with_an_empty_bank(tmp_path: Pa
     split = read_split(datasets.load(config.dataset).train, skip_empty=True)
     frequency = count_frequency(split.records, split.categories)
     model = build_model(config, build_cfg(config, len(split.categories), "cpu"), frequency)
-    checkpoints.load_initial_weights(model, tmp_path / checkpoints.FINAL)
+    checkpoints.load_initial_weights(model, tmp_path / "model_final.pth")
     own = model.state_dict()
     assert same(*({n: v for n, v in s.items() if not n.startswith(checkpoints.RESAMPLER)} for s in (base, own)))
     assert pushed(base) > 0
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_an_undisturbed_one(tmp_pat
 
     worker = start_worker(killed)
     deadline = time.monotonic() + 300
-    while not (killed.checkpoints / checkpoints.LAST).exists() and time.monotonic() < deadline:
+    while not killed.last_checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     worker.send_signal(signal.SIGKILL)
     assert worker.wait() == -signal.SIGKILL

@@ -51,7 +51,7 @@ class Detector:
         self.error: Exception | None = None
         train = LVISSplit([{"image_id": index} for index in range(8)], [Category(1, "a", "f")])
         val = LVISSplit([{"image_id": 100}], train.categories)
-        dataset = Dataset("glyphs-mini", "0", Split(Path("train.json"), Path()), Split(Path("val.json"), Path()))
+        dataset = Dataset("glyphs-mini", Split(Path("train.json"), Path()), Split(Path("val.json"), Path()))
         self._splits = {(dataset.train, True): train, (dataset.val, False): val}
         rooms: dict[str, dict[str, Callable]] = {
             "datasets.frequency": {"count_frequency": lambda records, categories: ("counts", len(records))},
@@ -70,11 +70,12 @@ class Detector:
             "rio_bench.datasets.lvis.read_split", lambda split, skip_empty: self._splits[split, skip_empty]
         )
 
-    def _train(self, config: RunConfig, cfg: Any, model: Any, records: Any, frequency: Any, **rest: Any) -> None:
+    def _train(self, config: RunConfig, cfg: Any, model: Any, records: Any, frequency: Any, **rest: Any) -> float:
         self.calls.append(("train", (config, cfg, model, len(records), frequency, rest)))
         rest["metrics_file"].write_text('{"iteration": 9, "total_loss": 1.0}\n')
         if self.error is not None:
             raise self.error
+        return 4.5
 
     def _detect(self, model: Any, cfg: Any, split: LVISSplit, device: str) -> list[dict]:
         self.calls.append(("detect", ([record["image_id"] for record in split.records], device)))
@@ -98,7 +99,8 @@ def test_a_run_is_trained_evaluated_and_recorded(tmp_path: Path, detector: Detec
 
     (_, trained), detected, measured = detector.calls
     cfg, frequency = ("cfg", 1, "cpu"), ("counts", 8)
-    files = {"checkpoint_folder": folder.checkpoints, "metrics_file": folder.metrics_file, "initial_weights": weights}
+    files = {"last_checkpoint": folder.last_checkpoint, "final_weights": folder.final_weights}
+    files |= {"metrics_file": folder.metrics_file, "initial_weights": weights}
     assert trained == (run, cfg, ("model", cfg, frequency), 8, frequency, files)
     assert detected == ("detect", ([100], "cpu"))
     assert measured == ("lvis_ap", (Path("val.json"), [{"image_id": 100}]))
@@ -109,9 +111,10 @@ def test_a_run_is_trained_evaluated_and_recorded(tmp_path: Path, detector: Detec
     assert (record.metrics["box"].AP, record.metrics["mask"].AP) == (12.0, 11.0)
     assert (record.name, record.method, record.experiment, record.seed) == (folder.name, "none", "quickstart", 3)
     assert record.num_train_images == 8
-    assert record.passes == (10 * 4 + 100 * 2) / 8
+    assert (record.passes, record.base_passes) == (10 * 4 / 8, 100 * 2 / 8)
     assert RunConfig.model_validate(record.config) == run
-    assert 0 <= record.seconds["train"] + record.seconds["evaluate"] <= record.seconds["total"]
+    assert record.seconds["train"] == 4.5  # what training tells: attempts before this one count
+    assert record.seconds["total"] == 4.5 + record.seconds["evaluate"]
     assert record.peak_memory_bytes > 10 * 2**20
     assert record.device.endswith("threads")
     assert {"python", "torch", "numpy"} <= set(record.versions)

@@ -39,7 +39,7 @@ def load(name: str) -> Dataset:
 
         return glyphs.make(glyphs.PRESETS[name])
     train, val = _lvis_splits(name)
-    return Dataset(name, fingerprint(name), train, val)
+    return Dataset(name, train, val)
 
 
 def fingerprint(name: str) -> str:

@@ -122,8 +122,7 @@ def make(preset: Preset, workers: int | None = None) -> Dataset:
 
     It appears under its name at once and whole, or not at all. Raises UserError where the cache cannot be written.
     """
-    mark = fingerprint(preset)
-    folder = cache_folder() / f"{preset.name}-{mark}"
+    folder = cache_folder() / f"{preset.name}-{fingerprint(preset)}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +135,7 @@ def make(preset: Preset, workers: int | None = None) -> Dataset:
                 "set RIO_BENCH_CACHE to a folder with room"
             ) from error
     train, val = (Split(folder / f"{split}.json", folder) for split in SPLITS)
-    return Dataset(preset.name, mark, train, val)
+    return Dataset(preset.name, train, val)
 
 
 def _make_folder(preset: Preset, folder: Path, workers: int) -> None:
@@ -255,8 +254,14 @@ def _run_workers(jobs: Sequence[tuple], workers: int) -> Iterator[list[dict]]:
             stack.callback(process.kill)  # runs before the wait of the line above
             processes.append(process)
             assert process.stdin is not None
-            process.stdin.write(pickle.dumps(jobs[worker::workers]))
-            process.stdin.close()
+            try:
+                with process.stdin as pipe:  # closed here: the process's own exit would try again to write the rest
+                    pipe.write(pickle.dumps(jobs[worker::workers]))
+            except BrokenPipeError as error:  # an OSError, but not of the cache folder
+                raise UserError(
+                    f"a process that draws the pictures ended before it took its work (exit status {process.wait()}): "
+                    "if it told an error, that is above"
+                ) from error
         for index in range(len(jobs)):
             output = processes[index % workers].stdout
             assert output is not None

@@ -23,7 +23,6 @@ class Split:
 @dataclass(frozen=True)
 class Dataset:
     name: str
-    fingerprint: str
     train: Split
     val: Split
 

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-FINAL = "model_final.pth"
-LAST = "last.pth"
 RESAMPLER = "roi_heads.object_resampler."
 
 logger = logging.getLogger(__name__)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from detectron2.config import CfgNode, get_cfg
 
-from rio_bench.config import RunConfig
-
-RECIPES = Path(__file__).parent / "recipes"
+from rio_bench.config import RunConfig, backbone_file, recipe_file
 
 
 def build_cfg(config: RunConfig, num_classes: int, device: str) -> CfgNode:
@@ -21,8 +17,8 @@ def build_cfg(config: RunConfig, num_classes: int, device: str) -> CfgNode:
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.STEP_FRACTIONS = []
     cfg.SOLVER.GRADIENT_NORM = None
-    cfg.merge_from_file(str(RECIPES / f"{config.recipe}.yaml"))
-    cfg.merge_from_file(str(RECIPES / "backbones" / f"{config.backbone}.yaml"))
+    cfg.merge_from_file(str(recipe_file(config.recipe)))
+    cfg.merge_from_file(str(backbone_file(config.backbone)))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     if config.weights is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rio_bench.config import RunConfig
 from rio_bench.datasets.frequency import Frequency
 from rio_bench.detection import checkpoints
-from rio_bench.detection.checkpoints import FINAL, LAST, load_initial_weights
 
 METRICS_PERIOD = 10  # iterations between two lines of the metrics file
 CHECKPOINT_PERIOD = 1000  # iterations; a short run makes five checkpoints
@@ -39,11 +39,12 @@ def train(
     records: list[dict],
     frequency: Frequency,
     *,
-    checkpoint_folder: Path,
+    last_checkpoint: Path,
+    final_weights: Path,
     metrics_file: Path,
     initial_weights: Path | None = None,
-) -> None:
-    """Train ``model`` in place for ``config.iterations`` iterations and write its checkpoints.
+) -> float:
+    """Train ``model`` in place for ``config.iterations`` iterations; the seconds it took, over all attempts.
 
     What is drawn at random in an iteration depends on the seed and the iteration alone, so a run that goes on from a
     checkpoint makes the same draws as one that was never interrupted.
@@ -51,21 +52,26 @@ def train(
     Args:
         records: training pictures, Detectron2's standard records.
         frequency: counts over the same records, in the same order.
-        checkpoint_folder: holds the last checkpoint, and at the end ``model_final.pth``.
+        last_checkpoint: written now and then while training goes on, and gone on from where it exists.
+        final_weights: written at the end; where it exists, the model is read from it and not trained.
         metrics_file: gets a JSON line every ten iterations.
-        initial_weights: ``model_final.pth`` of the base run.
+        initial_weights: the final weights of the base run.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
+    if final_weights.exists():
+        state = checkpoints.load(final_weights)
+        model.load_state_dict(state["model"])
+        return state["seconds"]
     if initial_weights is not None:
-        load_initial_weights(model, initial_weights)
+        checkpoints.load_initial_weights(model, initial_weights)
     optimizer = build_optimizer_of(cfg, model)
     schedule = build_lr_scheduler(cfg, optimizer)
     mixed_precision = config.mixed_precision and cfg.MODEL.DEVICE.startswith("cuda")
     trainer = (AMPTrainer if mixed_precision else SimpleTrainer)(model, None, optimizer)
-    last = checkpoint_folder / LAST
-    start = resume(trainer, model, schedule, last) if last.exists() else 0
+    stopwatch = Stopwatch()
+    start = resume(trainer, model, schedule, stopwatch, last_checkpoint) if last_checkpoint.exists() else 0
     factors = config.strategy.image_repeat_factors(frequency)
     trainer.data_loader = build_loader(cfg, records, factors, config.seed, start)
     trainer.register_hooks(
@@ -74,15 +80,28 @@ def train(
             ClipGradients(cfg.SOLVER.GRADIENT_NORM),
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, schedule),
-            Checkpoint(last, schedule, max(1, min(CHECKPOINT_PERIOD, config.iterations // 5))),
+            Checkpoint(last_checkpoint, schedule, stopwatch, max(1, min(CHECKPOINT_PERIOD, config.iterations // 5))),
             hooks.PeriodicWriter([JSONWriter(str(metrics_file))], period=METRICS_PERIOD),
         ]
     )
     trainer.train(start, config.iterations)
-    checkpoints.save(checkpoint_folder / FINAL, model)
+    seconds = stopwatch.seconds()
+    checkpoints.save(final_weights, model, seconds=seconds)
+    last_checkpoint.unlink(missing_ok=True)
+    return seconds
 
 
-def resume(trainer: SimpleTrainer, model: nn.Module, schedule: Any, path: Path) -> int:
+class Stopwatch:
+    """Seconds of training, those of earlier attempts included."""
+
+    def __init__(self) -> None:
+        self.before, self.started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+
+def resume(trainer: SimpleTrainer, model: nn.Module, schedule: Any, stopwatch: Stopwatch, path: Path) -> int:
     """Restore what ``Checkpoint`` saved; the iteration to go on with."""
     state = checkpoints.load(path)
     model.load_state_dict(state["model"])
@@ -90,6 +109,7 @@ def resume(trainer: SimpleTrainer, model: nn.Module, schedule: Any, path: Path) 
     schedule.load_state_dict(state["schedule"])
     if "grad_scaler" in state:
         trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+    stopwatch.before = state["seconds"]
     logger.info("going on from iteration %d (%s)", state["iteration"], path)
     return state["iteration"]
 
@@ -121,8 +141,8 @@ class ClipGradients(HookBase):
 class Checkpoint(HookBase):
     """Save all that the rest of the run depends on, every ``period`` iterations."""
 
-    def __init__(self, path: Path, schedule: Any, period: int) -> None:
-        self.path, self.schedule, self.period = path, schedule, period
+    def __init__(self, path: Path, schedule: Any, stopwatch: Stopwatch, period: int) -> None:
+        self.path, self.schedule, self.stopwatch, self.period = path, schedule, stopwatch, period
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -131,7 +151,7 @@ class Checkpoint(HookBase):
             state = {"optimizer": trainer.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
             if isinstance(trainer, AMPTrainer):
                 state["grad_scaler"] = trainer.grad_scaler.state_dict()
-            checkpoints.save(self.path, trainer.model, iteration=done, **state)
+            checkpoints.save(self.path, trainer.model, iteration=done, seconds=self.stopwatch.seconds(), **state)
 
 
 def build_optimizer_of(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -86,7 +86,9 @@ class LocalEngine:
         return LocalJob(process)
 
     def _environment(self, slot: int) -> dict[str, str]:
-        threads = str(max(1, self._cores // self._slots))  # torch takes its number of threads from these
+        # torch takes its number of threads from these. On a CPU always one: sums depend on their number, and the same
+        # configuration has to give the same numbers, whatever else runs beside it.
+        threads = "1" if self.device == "cpu" else str(max(1, self._cores // self._slots))
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
@@ -94,7 +96,7 @@ class LocalEngine:
 
 
 def cpu_slots(cores: int) -> int:
-    """A run a core, as far as the memory goes: two runs of one thread do more than one of two, which wait in turns."""
+    """A run a core, as far as the memory goes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(cores, memory // MEMORY_PER_RUN))
 

@@ -21,7 +21,7 @@ NO_VALUE = "–"  # noqa: RUF001 (no category of the bucket has ground truth)
 _SPREADS = [f"{column}.std" for column in METRICS]
 _COLUMNS = [
     "Backbone", "Method", *METRICS, "Dataset", "Iterations", "Passes", "Short", "Seeds", "N", *_SPREADS, "Seconds",
-    "Identities",
+    "Device", "Identities",
 ]  # fmt: skip
 _NUMBERS = [*METRICS, *_SPREADS, "Passes", "Seconds"]
 
@@ -32,8 +32,8 @@ _NUMBERS = [*METRICS, *_SPREADS, "Passes", "Seconds"]
 def leaderboard(results: ResultFolder) -> pd.DataFrame:
     """A row for each cell with a record, also for those that the plan holds no more; AP in percent.
 
-    Passes: over the training images, base run included; Short: fewer than SHORT_SCHEDULE_PASSES; N: number of seeds;
-    AP.b.std ...: sample standard deviation over seeds, empty with one; Seconds: mean wall time of a run.
+    Passes: over the training images, without the base run's; Short: fewer than SHORT_SCHEDULE_PASSES; N: number of
+    seeds; AP.b.std ...: sample standard deviation over seeds, empty with one; Seconds: mean wall time of a run.
     """
     import pandas as pd
 
@@ -80,6 +80,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "N": len(cell.records),
         **{f"{column}.std": _rounded(cell.spread(column), 4) for column in METRICS},
         "Seconds": _rounded(mean_of([record.seconds["total"] for record in cell.records]), 1),
+        "Device": "; ".join(sorted({record.device for record in cell.records})),
         "Identities": " ".join(record.identity for record in cell.records),
     }
 
@@ -172,7 +173,9 @@ def _shown(value: float | None) -> str:
 def _title(comparison: Comparison) -> str:
     datasets = list(dict.fromkeys(cell.config["dataset"] for cell in comparison.cells))
     iterations = list(dict.fromkeys(str(cell.config["iterations"]) for cell in comparison.cells))
-    return f"{comparison.experiment}: {', '.join(datasets)}, {', '.join(iterations)} iterations"
+    bases = [cell.config["warm_start"]["iterations"] for cell in comparison.cells if "warm_start" in cell.config]
+    after = f" after a base run of {', '.join(str(number) for number in dict.fromkeys(bases))}" if bases else ""
+    return f"{comparison.experiment}: {', '.join(datasets)}, {', '.join(iterations)} iterations{after}"
 
 
 def _notes(comparison: Comparison) -> list[str]:
