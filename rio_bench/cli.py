@@ -95,6 +95,8 @@ def _tell(outcome: Outcome, folder: ResultFolder) -> int:
     )
     for failure in outcome.failed:
         print(f"failed: {failure.name}: {failure.reason}; log: {failure.log}", file=sys.stderr)
+    if outcome.failed or outcome.stopped:
+        print("the same command goes on: finished runs stay, the others start from their last checkpoint")
     if outcome.failed:
         return 1
     return 130 if outcome.stopped else 0

@@ -170,9 +170,14 @@ class Experiment(Model):
         for section, keys in (("run", self.run), ("grid", self.grid), ("warm_start", self.warm_start or {})):
             if "warm_start" in keys:
                 raise located((section, "warm_start"), "belongs at the top of the file, beside run and grid")
+        for key in self.warm_start or {}:
+            if key in ("dataset", "recipe", "backbone", "classifier", "classifier.name"):
+                raise located(("warm_start", key), "is that of the runs which start from the base run: leave it out")
         for axis in self.grid:
             if axis in self.run:
-                raise located(("grid", axis), "is set under run, too: give it once")
+                raise located(
+                    ("run", axis), f"is an axis of the grid, too: give it once (as an axis: grid.{axis}=[...])"
+                )
         used = {name_of(cell.strategy) for cell in self.cells}
         if "baseline" in self.model_fields_set and self.baseline not in used:
             near = did_you_mean(self.baseline, used)

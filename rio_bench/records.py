@@ -337,7 +337,8 @@ def write_atomically(path: Path, text: str) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system
+            temporary.unlink(missing_ok=True)
         raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
 
 

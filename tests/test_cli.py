@@ -138,7 +138,12 @@ BAD_FILES = {
         "grid.classifier[1]: a linear classifier has no temperature",
     ),
     "missing weights": (GOOD + "  weights: [R18.pkl]\n", 9, "grid.weights[0]: no such file: R18.pkl"),
-    "in run and in grid": (GOOD + "  iterations: [10]\n", 9, "grid.iterations: is set under run, too"),
+    "in run and in grid": (GOOD + "  iterations: [10]\n", 4, "run.iterations: is an axis of the grid, too"),
+    "base run of another backbone": (
+        GOOD + "warm_start:\n  iterations: 5\n  backbone: R50-FPN\n",
+        11,
+        "warm_start.backbone: is that of the runs which start from the base run",
+    ),
     "warm start in run": (GOOD.replace("iterations: 10", "warm_start: {}"), 4, "belongs at the top of the file"),
     "bad warm start": (GOOD + "warm_start: {iterations: 0}\n", 9, "warm_start.iterations: expected greater than"),
     "unknown key of the warm start": (GOOD + "warm_start:\n  iter: 0\n", 10, "warm_start.iter: unknown key"),

@@ -71,6 +71,13 @@ def test_weights_of_another_backbone_are_refused_in_a_line(tmp_path: Path) -> No
         built(backbone="R50-FPN", weights=str(weights))
 
 
+def test_a_file_that_holds_no_weights_is_refused_in_a_line(tmp_path: Path) -> None:
+    weights = tmp_path / "R-50.pkl"
+    weights.touch()
+    with pytest.raises(UserError, match=r"R-50\.pkl: not a file of weights: EOFError"):
+        built(weights=str(weights))
+
+
 @pytest.mark.parametrize(("classifier", "bias"), [("linear", True), ("cosine", False)])
 def test_the_classifier_is_an_axis_of_its_own(classifier: str, bias: bool) -> None:
     model, _ = built(classifier=classifier)

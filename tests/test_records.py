@@ -262,3 +262,14 @@ def test_an_appended_line_starts_a_file(tmp_path: Path) -> None:
     append_json_line(tmp_path / "metrics.jsonl", {"phase": "evaluate"})
     append_json_line(tmp_path / "metrics.jsonl", {"iteration": 1})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"phase": "evaluate"}\n{"iteration": 1}\n'
+
+
+def test_a_read_only_file_system_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    target = tmp_path / "record.json"
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RecordError, match="record.json: cannot be written: Read-only file system"):
+        write_atomically(target, "{}")

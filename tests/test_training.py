@@ -20,7 +20,8 @@ from rio_bench.datasets.lvis import read_split
 from rio_bench.detection import checkpoints
 from rio_bench.detection.model import build_model
 from rio_bench.detection.recipe import build_cfg
-from rio_bench.detection.trainer import PositionedSampler, train
+from rio_bench.detection.trainer import PositionedSampler, check_repeat_factors, train
+from rio_bench.errors import UserError
 from rio_bench.records import RunFolder, StoredRun
 from rio_bench.strategy import registered
 
@@ -123,6 +124,20 @@ def test_the_stream_of_pictures_goes_on_from_any_position() -> None:
     shown = [sum(picture == index for _, picture in stream(0, 8000)) for index in range(4)]
     per_epoch = [count / 8000 * float(factors.sum()) for count in shown]
     assert per_epoch == pytest.approx(factors.tolist(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("factors", "got"),
+    [
+        (torch.ones(3), r"got torch.float32 \[3\]"),
+        (torch.ones(4, dtype=torch.float64), "got torch.float64"),
+        (torch.tensor([1.0, float("nan"), 0.5, 2.0]), "but 2 are not"),
+    ],
+)
+def test_repeat_factors_against_the_contract_are_refused(factors: torch.Tensor, got: str) -> None:
+    check_repeat_factors(torch.tensor([1.0, 2.5, 1.0, 3.0]), 4)
+    with pytest.raises(UserError, match=r"image_repeat_factors: expected float32 \[4\], finite and at least 1.*" + got):
+        check_repeat_factors(factors, 4)
 
 
 def prepare(folder: RunFolder, config: RunConfig) -> None:

@@ -146,6 +146,10 @@ def test_running_out_of_memory_in_torch_is_told_as_such() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert worker.describe(caught.value).startswith("out of memory (RuntimeError:")
+    two_lines = RuntimeError(
+        "Error(s) in loading state_dict for GeneralizedRCNN:\n\tsize mismatch for res2\n\tand more"
+    )
+    assert worker.describe(two_lines).endswith("GeneralizedRCNN: size mismatch for res2")
     assert worker.describe(MemoryError()).startswith("out of memory (MemoryError): take a smaller batch_size")
     assert worker.describe(torch.OutOfMemoryError("CUDA out of memory.")).startswith("out of memory (OutOfMemoryError:")
 

@@ -47,9 +47,11 @@ def load_backbone_weights(model: nn.Module, path: str) -> None:
     """Load ImageNet weights of the backbone.
 
     Raises:
-        UserError: a tensor of the backbone is missing or of another shape.
+        UserError: the file cannot be read, or a tensor of the backbone is missing or of another shape.
     """
     try:
         BackboneCheckpointer(model).load(path)
     except UserError as error:
         raise UserError(f"weights: {path}: {error}") from error
+    except Exception as error:  # whatever torch or pickle make of a file that is no checkpoint
+        raise UserError(f"weights: {path}: not a file of weights: {type(error).__name__}: {error}") from error

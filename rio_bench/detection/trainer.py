@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rio_bench.config import RunConfig
 from rio_bench.datasets.frequency import Frequency
 from rio_bench.detection import checkpoints
+from rio_bench.errors import UserError
 
 METRICS_PERIOD = 10  # iterations between two lines of the metrics file
 CHECKPOINT_PERIOD = 1000  # iterations; a short run makes five checkpoints
@@ -73,6 +74,8 @@ def train(
     stopwatch = Stopwatch()
     start = resume(trainer, model, schedule, stopwatch, last_checkpoint) if last_checkpoint.exists() else 0
     factors = config.strategy.image_repeat_factors(frequency)
+    if factors is not None:
+        check_repeat_factors(factors, len(records))
     trainer.data_loader = build_loader(cfg, records, factors, config.seed, start)
     trainer.register_hooks(
         [
@@ -89,6 +92,16 @@ def train(
     checkpoints.save(final_weights, model, seconds=seconds)
     last_checkpoint.unlink(missing_ok=True)
     return seconds
+
+
+def check_repeat_factors(factors: Tensor, num_images: int) -> None:
+    """Raise UserError where a strategy's repeat factors are not what its contract says: training would still run."""
+    wanted = f"expected float32 [{num_images}], finite and at least 1"
+    if factors.dtype != torch.float32 or factors.shape != (num_images,):
+        raise UserError(f"image_repeat_factors: {wanted}, got {factors.dtype} {list(factors.shape)}")
+    wrong = int((~(factors.isfinite() & (factors >= 1))).sum())
+    if wrong:
+        raise UserError(f"image_repeat_factors: {wanted}, but {wrong} are not")
 
 
 class Stopwatch:
