@@ -21,6 +21,8 @@ from rio_bench.yaml_source import Location, YamlSource
 Setting = tuple[str, Any, Location]  # key, value, place in the experiment file
 RECIPES = Path(__file__).parent / "detection" / "recipes"
 BACKBONES = RECIPES / "backbones"
+# Keys that decide which weights a model has: those of a base run fit only runs that share them.
+SHAPES_WEIGHTS = ("dataset", "recipe", "backbone", "classifier", "classifier.name")
 
 
 def recipes() -> list[str]:
@@ -171,7 +173,7 @@ class Experiment(Model):
             if "warm_start" in keys:
                 raise located((section, "warm_start"), "belongs at the top of the file, beside run and grid")
         for key in self.warm_start or {}:
-            if key in ("dataset", "recipe", "backbone", "classifier", "classifier.name"):
+            if key in SHAPES_WEIGHTS:
                 raise located(("warm_start", key), "is that of the runs which start from the base run: leave it out")
         for axis in self.grid:
             if axis in self.run:

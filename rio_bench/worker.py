@@ -199,8 +199,8 @@ def versions() -> dict[str, str]:
 def describe(error: Exception) -> str:
     """An unexpected error in one line; an out-of-memory is told as such."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    heading = lines and lines[0].endswith(":")  # what it is about stands below
-    text = ": ".join([type(error).__name__, " ".join(lines[: 2 if heading else 1])]) if lines else type(error).__name__
+    told = lines[:2] if lines and lines[0].endswith(":") else lines[:1]  # a heading alone tells nothing
+    text = ": ".join(filter(None, [type(error).__name__, " ".join(told)]))
     # torch's own class on a GPU, a RuntimeError of its allocator or a MemoryError on a CPU
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text:
         return f"out of memory ({text}): take a smaller batch_size or fewer runs at a time (--jobs)"

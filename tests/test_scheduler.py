@@ -446,7 +446,7 @@ def test_a_run_on_a_cpu_has_a_core_and_one_thread(tmp_path: Path, monkeypatch: p
     gibibytes = {"SC_PAGE_SIZE": 2**30}
     monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 64}).__getitem__)
     assert LocalEngine("cpu").slots() == 8
-    monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 13}).__getitem__)
+    monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 17}).__getitem__)
     assert LocalEngine("cpu").slots() == 4
     go(tmp_path, a_plan(1), jobs=3)
     assert starts(tmp_path)[0]["threads"] == "1"
