@@ -3,10 +3,13 @@
 ROOT/experiment.json      the plan as last run: what a table needs to show missing and failed cells
 ROOT/leaderboard.csv      derived from the records, rewritten after every run (report/tables.py)
 ROOT/leaderboard.md
+ROOT/search.json          derived from the study: the trials of a search, the best, the importance of each parameter
+ROOT/study.journal        the study of a search (Optuna's journal), with study.lock beside it
 ROOT/runs/NAME/config.json       the run as planned: what the worker reads
               /log.txt           what the worker printed, all attempts
               /metrics.jsonl     one JSON object an iteration or a phase
               /checkpoints/      last.pth while training goes on, model_final.pth when it ended
+              /detections.json.gz  LVIS results of the validation pictures
               /attempts.jsonl    one line an attempt that ended: times, exit status, signal, host, process
               /lock              held (flock) by the harness and by the worker that does the run
               /record.json       written last and whole: the done marker
@@ -129,6 +132,30 @@ class Attempt(Stored):
     signal: str | None  # "SIGKILL"
     host: str
     pid: int
+    cause: str | None = None  # why the harness ended it: "stopped" (Ctrl-C), "pruned", "time limit"
+
+
+class StoredTrial(Stored):
+    """One trial of a search. values: objective -> value, None where it has none (yet)."""
+
+    number: int
+    state: Literal["running", "finished", "pruned", "failed"]
+    run: str | None  # the name of its run
+    params: dict[str, Any]
+    values: dict[str, float] | None
+
+
+class StoredSearch(Stored):
+    """A search as plain data: readable without Optuna."""
+
+    format: Literal[1] = 1
+    study: str
+    storage: str  # an Optuna storage URL, or the journal's file; no password
+    sampler: str
+    objectives: dict[str, Literal["maximize", "minimize"]]
+    trials: tuple[StoredTrial, ...]
+    best: tuple[int, ...]  # numbers of trials: the best one, or the Pareto front of several objectives
+    importance: dict[str, dict[str, float]]  # objective -> parameter -> share of 1; empty with too few trials
 
 
 class RunLock:
@@ -154,6 +181,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.pth"
         self.final_weights = self.checkpoints / "model_final.pth"
+        self.detections_file = self.path / "detections.json.gz"
         self.attempts_file = self.path / "attempts.jsonl"
         self.lock_file = self.path / "lock"
         self.record_file = self.path / "record.json"
@@ -246,6 +274,9 @@ class ResultFolder:
         self.plan_file = self.root / "experiment.json"
         self.leaderboard_csv = self.root / "leaderboard.csv"
         self.leaderboard_markdown = self.root / "leaderboard.md"
+        self.search_file = self.root / "search.json"
+        self.study_journal = self.root / "study.journal"
+        self.study_lock = self.root / "study.lock"
         self.runs = self.root / "runs"
 
     def run(self, name: str) -> RunFolder:
@@ -269,6 +300,14 @@ class ResultFolder:
     def read_plan(self) -> StoredPlan | None:
         """Read experiment.json; None where there is none."""
         return read_stored(self.plan_file, StoredPlan)
+
+    def write_search(self, search: StoredSearch) -> None:
+        """Write search.json."""
+        write_atomically(self.search_file, to_json(search))
+
+    def read_search(self) -> StoredSearch | None:
+        """Read search.json; None where there is none."""
+        return read_stored(self.search_file, StoredSearch)
 
     def records(self) -> tuple[list[Record], list[str]]:
         """All records, by the name of their run, and a warning line for each that had to be left out.
