@@ -141,6 +141,30 @@ class RunConfig(Model):
         return {"name": name_of(strategy), **strategy.model_dump(mode="json", exclude_defaults=True)}
 
 
+class Execution(Model):
+    """How runs are carried out. None of it changes what a run is, so it is no part of its identity."""
+
+    gpus_per_run: int = Field(default=1, ge=1, description="processes of a run, each on a GPU (or a core) of its own")
+    nodes_per_run: int = Field(default=1, ge=1, description="machines that they are spread over: engine slurm only")
+    runs_per_gpu: int = Field(default=1, ge=1, description="runs that share a GPU")
+    time_limit_minutes: float | None = Field(default=None, gt=0, description="of an attempt; its checkpoint stays")
+    retries: int = Field(default=2, ge=0, description="after a failure that a retry can mend, as a killed process")
+    keep: Literal["last", "best", "all"] = Field(
+        default="last", description="weights kept: the final ones; the best by intermediate AP.b too; every checkpoint's"
+    )
+    evaluate_every: int | None = Field(default=None, ge=1, description="iterations between evaluations while training")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Execution:
+        if self.gpus_per_run > 1 and self.runs_per_gpu > 1:
+            raise located(("runs_per_gpu",), f"a run has {self.gpus_per_run} GPUs of its own: take one of the two as 1")
+        if self.gpus_per_run % self.nodes_per_run:
+            raise located(("nodes_per_run",), f"does not divide gpus_per_run, {self.gpus_per_run}")
+        if self.keep == "best" and self.evaluate_every is None:
+            raise located(("keep",), "best needs intermediate evaluations: set execution.evaluate_every")
+        return self
+
+
 def canonical(config: RunConfig) -> dict[str, Any]:
     """JSON-ready, without what equals its default: `RunConfig.model_validate` of it gives the configuration back."""
     return config.model_dump(mode="json", exclude_defaults=True)
@@ -159,6 +183,7 @@ class Experiment(Model):
     baseline: str = Field(default="none", description="the strategy that the tables' differences are taken to")
     run: dict[str, Any] = {}
     warm_start: dict[str, Any] | None = None
+    execution: Execution = Execution()
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
     @cached_property
