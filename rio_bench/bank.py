@@ -79,6 +79,10 @@ class FeatureBank(nn.Module):
         """Memory of the whole bank, in bytes."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
+    def fill(self) -> float:
+        """The share of the entries that are in use, 0..1; of a bank without rows 0. Waits for the device."""
+        return float(self.pushed.clamp(max=self.capacity).sum()) / max(1, self.num_rows * self.capacity)
+
     def enqueue(
         self, features: Tensor, proposal_boxes: Tensor, gt_boxes: Tensor, labels: Tensor, keep: Tensor | None = None
     ) -> None:

@@ -150,7 +150,8 @@ class Execution(Model):
     time_limit_minutes: float | None = Field(default=None, gt=0, description="of an attempt; its checkpoint stays")
     retries: int = Field(default=2, ge=0, description="after a failure that a retry can mend, as a killed process")
     keep: Literal["last", "best", "all"] = Field(
-        default="last", description="weights kept: the final ones; the best by intermediate AP.b too; every checkpoint's"
+        default="last",
+        description="weights kept: the final ones; the best by intermediate AP.b too; every checkpoint's",
     )
     evaluate_every: int | None = Field(default=None, ge=1, description="iterations between evaluations while training")
 

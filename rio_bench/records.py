@@ -1,4 +1,4 @@
-"""The result folder: where files lie, atomic records, locks. The only module that knows the layout.
+"""The result folder: where files lie, and what they hold. The only module that knows the layout.
 
 ROOT/experiment.json      the plan as last run: what a table needs to show missing and failed cells
 ROOT/leaderboard.csv      derived from the records, rewritten after every run (report/tables.py)
@@ -8,39 +8,35 @@ ROOT/study.journal        the study of a search (Optuna's journal), with study.l
 ROOT/runs/NAME/config.json       the run as planned: what the worker reads
               /log.txt           what the worker printed, all attempts
               /metrics.jsonl     one JSON object an iteration or a phase
-              /checkpoints/      last.pth while training goes on, model_final.pth when it ended
+              /checkpoints/      last.pth and previous.pth while training goes on, model_final.pth when it ended
+              /tensorboard/      the same curves as metrics.jsonl for TensorBoard
               /detections.json.gz  LVIS results of the validation pictures
               /attempts.jsonl    one line an attempt that ended: times, exit status, signal, host, process
-              /lock              held (flock) by the harness and by the worker that does the run
+              /lock              held (flock) by the harness that has given out the run
+              /worker.lock       held (flock) by the worker that does it: where it runs
               /record.json       written last and whole: the done marker
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from rio_bench.errors import UserError
-
-
-class RecordError(UserError):
-    """A file of a result folder that cannot be read or written, or is not what its place says: names the file."""
-
-
-class Stored(BaseModel):
-    """JSON that lies in a result folder: strict about keys, finite numbers or null only."""
-
-    # "constants": NaN in an open dict reaches json.dumps, which refuses it, rather than turning into null
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+from rio_bench.files import (
+    FileLock,
+    RecordError,
+    Stored,
+    append_json_line,
+    read_stored,
+    take_lock,
+    to_json,
+    write_atomically,
+)
 
 
 class Metrics(Stored):
@@ -56,6 +52,24 @@ class Metrics(Stored):
     APc: float | None
     APf: float | None
     per_category: dict[str, float | None]
+
+
+# A table's column -> where a record holds its value
+METRICS = {
+    "AP.b": ("box", "AP"),
+    "AP.b.r": ("box", "APr"),
+    "AP.b.c": ("box", "APc"),
+    "AP.b.f": ("box", "APf"),
+    "AP.m": ("mask", "AP"),
+    "AP.m.r": ("mask", "APr"),
+    "AP.m.c": ("mask", "APc"),
+    "AP.m.f": ("mask", "APf"),
+}
+
+
+def columns(metrics: dict[str, Metrics]) -> dict[str, float | None]:
+    """The values of the tables' columns, in percent."""
+    return {column: getattr(metrics[kind], key) for column, (kind, key) in METRICS.items()}
 
 
 class Seconds(TypedDict):
@@ -112,6 +126,7 @@ class StoredRun(Stored):
     is_base: bool
     after: str | None
     config: dict[str, Any]  # canonical(RunConfig)
+    execution: dict[str, Any] = {}  # config.Execution without its defaults
 
 
 class StoredPlan(Stored):
@@ -158,15 +173,13 @@ class StoredSearch(Stored):
     importance: dict[str, dict[str, float]]  # objective -> parameter -> share of 1; empty with too few trials
 
 
-class RunLock:
-    """A held lock of a run. The descriptor is handed to the worker, so that the lock lasts as long as either lives."""
+class Holder(Stored):
+    """Where a worker does its run."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def release(self) -> None:
-        """Let go of this process's share of the lock."""
-        os.close(self.descriptor)
+    host: str
+    pid: int
+    device: str
+    started: str  # ISO time with its zone
 
 
 class RunFolder:
@@ -181,9 +194,12 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.pth"
         self.final_weights = self.checkpoints / "model_final.pth"
+        self.best_weights = self.checkpoints / "model_best.pth"
+        self.tensorboard = self.path / "tensorboard"
         self.detections_file = self.path / "detections.json.gz"
         self.attempts_file = self.path / "attempts.jsonl"
         self.lock_file = self.path / "lock"
+        self.worker_lock_file = self.path / "worker.lock"
         self.record_file = self.path / "record.json"
 
     def create(self) -> None:
@@ -193,22 +209,41 @@ class RunFolder:
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be made: {error.strerror}") from error
 
-    def lock(self) -> RunLock | None:
-        """Take the run's lock; None where another process holds it. The lock file is never removed."""
+    def lock(self) -> FileLock | None:
+        """Take the run for a harness; None where another harness has it, or a worker still does it.
+
+        A worker has a lock of its own, on whatever machine it runs, because it may outlive its harness. The lock files
+        are never removed.
+        """
         self.create()
-        try:
-            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise RecordError(f"{self.lock_file}: cannot be opened: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        lock = take_lock(self.lock_file)
+        if lock is not None and self.is_worked_on():
+            lock.release()
             return None
-        except OSError as error:
-            os.close(descriptor)
-            raise RecordError(f"{self.lock_file}: cannot be locked: {error.strerror}") from error
-        return RunLock(descriptor)
+        return lock
+
+    def lock_as_worker(self) -> FileLock | None:
+        """Take the run for the worker that does it; None where another one does."""
+        return take_lock(self.worker_lock_file)
+
+    def is_worked_on(self) -> bool:
+        """Whether a worker does the run now, on this machine or another."""
+        if not self.worker_lock_file.exists():
+            return False
+        lock = take_lock(self.worker_lock_file)
+        if lock is None:
+            return True
+        lock.release()
+        return False
+
+    def read_holder(self) -> Holder | None:
+        """Who does the run now; None where nobody does."""
+        if not self.is_worked_on():
+            return None
+        try:
+            return read_stored(self.worker_lock_file, Holder)
+        except RecordError:  # taken a moment ago: nothing is written yet
+            return None
 
     def write_run(self, run: StoredRun) -> None:
         """Write config.json."""
@@ -328,64 +363,3 @@ class ResultFolder:
                 label = labels.get(record.identity, record.method)
                 records.append(record.model_copy(update={"method": label}))
         return records, warnings
-
-
-StoredModel = TypeVar("StoredModel", bound=Stored)
-
-
-def read_stored(path: Path, model: type[StoredModel]) -> StoredModel | None:
-    """Read a JSON file as `model`; None where it does not exist, RecordError where it is torn or of another shape."""
-    try:
-        return model.model_validate(json.loads(path.read_bytes(), parse_constant=_refuse_constant))
-    except (FileNotFoundError, NotADirectoryError):  # a stray file in runs/ is no run
-        return None
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path}: not a file of this version of rio_bench: {key}: {first['msg']}") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise RecordError(f"{path}: torn or not JSON ({error})") from error
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is not JSON")
-
-
-def to_json(stored: Stored) -> str:
-    """The text of a file; ValueError on NaN or infinity, which JSON does not have."""
-    return json.dumps(stored.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, and a crash at any moment, finds the old content or the new, never a part.
-
-    Raises RecordError where it cannot be written (a full disk, a read-only folder); the old content then stays.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)  # the new name too must survive a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only file system
-            temporary.unlink(missing_ok=True)
-        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one line in one write. A torn line before it (a crash) is closed first, so that only it is lost."""
-    with open(path, "ab+") as file:
-        torn = False
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(values, allow_nan=False).encode() + b"\n")

@@ -2,33 +2,43 @@
 
     python -m rio_bench.worker RUN_FOLDER --device cpu
 
-Exit status: 0 with a record written, 2 for what a user can mend, 1 for the rest; then the last line printed starts with
-`error:`. Started again after an end without a record, it goes on from its last checkpoint.
+Exit status: 0 with a record written, 2 for what a user can mend, 3 where another worker does the run, 75 for what may
+go well a second time, 1 for the rest; then the last line printed starts with `error:`. Started again after an end
+without a record, it goes on from its last checkpoint. On SIGTERM it writes a checkpoint and ends by that signal.
+With several processes torch's launcher starts it once for each: `python -m torch.distributed.run --standalone
+--nproc-per-node 2 -m rio_bench.worker ...`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
-import platform
-import resource
-import subprocess
+import os
+import shutil
+import signal
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from rio_bench.config import RunConfig
-from rio_bench.engines.local import end_with_parent
+from rio_bench.config import Execution, RunConfig
 from rio_bench.errors import UserError
-from rio_bench.records import Code, Metrics, Record, RunFolder, Seconds, StoredRun, append_json_line
+from rio_bench.files import FileLock, append_json_line, to_json
+from rio_bench.processes import BAD_INPUT, HELD, TRY_AGAIN, ask_for_signal, number_of_processes, rank
+from rio_bench.provenance import code_state, device_name, peak_memory_bytes, versions
+from rio_bench.records import Holder, Metrics, Record, RunFolder, Seconds, StoredRun, columns
 
-PACKAGES = ("rio_bench", "torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "faster-coco-eval")
+# What a user has to mend: no space, no rights. Other trouble of a file system or a network may pass.
+NOT_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Errors of a device or between processes, by their class: torch is not imported here.
+PASSING = ("AcceleratorError", "DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,32 +47,110 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a run's folder with its config.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--initial-weights", type=Path, help="model_final.pth of the base run")
-    parser.add_argument("--parent", type=int, help="process id of the harness: the worker ends when it dies")
     options = parser.parse_args(arguments)
-    if options.parent is not None:
-        end_with_parent(options.parent)
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
+    if number_of_processes() > 1:
+        ask_for_signal(signal.SIGKILL)  # when torch's launcher is killed
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s", force=True)
+    stop = StopRequest()
     try:
-        do_run(RunFolder(options.folder), options.device, options.initial_weights)
+        with lock_of(RunFolder(options.folder), options.device) as held:
+            if held is None:
+                print("error: another worker does this run", flush=True)
+                return HELD
+            with processes_joined(options.device):
+                do_run(RunFolder(options.folder), options.device, options.initial_weights, stop)
     except UserError as error:
-        print(f"error: {error}", flush=True)
-        return 2
+        return tell(BAD_INPUT, str(error))
     except Exception as error:  # whatever it is, the log's last line tells it
-        traceback.print_exc(file=sys.stdout)
-        print(f"error: {describe(error)}", flush=True)
-        return 1
+        if stop.was_obeyed(error):
+            print("stopped: its checkpoint is written", flush=True)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc(file=sys.stdout)
+        return tell(exit_status(error), describe(error))
     return 0
 
 
-def do_run(folder: RunFolder, device: str, initial_weights: Path | None) -> Record:
-    """Train and evaluate the run of a folder; returns the record that it wrote there."""
+def tell(status: int, reason: str) -> int:
+    with contextlib.suppress(OSError):
+        print(f"error: {reason}", flush=True)
+    return status
+
+
+class StopRequest:
+    """SIGTERM during training, to be obeyed at the end of an iteration; at other times it ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self) -> bool:
+        return self.received
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        def receive(number: int, frame: object) -> None:
+            self.received = True
+
+        before = signal.signal(signal.SIGTERM, receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def was_obeyed(self, error: Exception) -> bool:
+        return type(error).__name__ == "Stopped"  # of detection.hooks, which imports torch
+
+
+@contextlib.contextmanager
+def lock_of(folder: RunFolder, device: str) -> Iterator[FileLock | bool | None]:
+    """Hold the run while the block lasts (the first process does it for all); None where another worker has it."""
+    if rank() > 0:
+        yield True
+        return
+    lock = folder.lock_as_worker() if folder.path.is_dir() else True
+    if isinstance(lock, FileLock):
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        lock.write(to_json(Holder(host=socket.gethostname(), pid=os.getpid(), device=device, started=now)))
+    try:
+        yield lock
+    finally:
+        if isinstance(lock, FileLock):
+            lock.release()
+
+
+@contextlib.contextmanager
+def processes_joined(device: str) -> Iterator[None]:
+    """The processes of a run that torch's launcher started know each other while the block lasts."""
+    if number_of_processes() == 1:
+        yield
+        return
+    import torch
+    from detectron2.utils import comm
+
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def do_run(folder: RunFolder, device: str, initial_weights: Path | None, stop: StopRequest) -> None:
+    """Train and evaluate the run of a folder; the first process writes the record there."""
     run = folder.read_run()
     if run is None:
         raise UserError(f"{folder.config_file}: no such file: the harness writes it before it starts a worker")
-    config = read_config(run, folder)
+    if folder.read_record(run.identity) is not None:
+        return  # a worker that was waiting in a queue while another did the run
+    config, execution = read_config(run, folder)
     metrics, num_train_images, train_seconds, evaluate_seconds = train_and_evaluate(
-        config, folder, device, initial_weights
+        config, execution, folder, device, initial_weights, stop
     )
+    if rank() > 0:
+        return
     seconds: Seconds = {
         "train": train_seconds,
         "evaluate": evaluate_seconds,
@@ -87,13 +175,12 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None) -> Reco
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
     folder.write_record(record)
-    return record
 
 
-def read_config(run: StoredRun, folder: RunFolder) -> RunConfig:
+def read_config(run: StoredRun, folder: RunFolder) -> tuple[RunConfig, Execution]:
     """The run's configuration. UserError where it is not valid here, as where a strategy is not installed."""
     try:
-        return RunConfig.model_validate(run.config)
+        return RunConfig.model_validate(run.config), Execution.model_validate(run.execution)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -101,7 +188,12 @@ def read_config(run: StoredRun, folder: RunFolder) -> RunConfig:
 
 
 def train_and_evaluate(
-    config: RunConfig, folder: RunFolder, device: str, initial_weights: Path | None
+    config: RunConfig,
+    execution: Execution,
+    folder: RunFolder,
+    device: str,
+    initial_weights: Path | None,
+    stop: StopRequest,
 ) -> tuple[dict[str, Metrics], int, float, float]:
     """Returns the metrics, the number of training images, and the seconds of training and of evaluation."""
     from rio_bench import datasets
@@ -119,23 +211,40 @@ def train_and_evaluate(
     cfg = build_cfg(config, len(split.categories), device)
     model = build_model(config, cfg, frequency)
 
-    train_seconds = train(
-        config,
-        cfg,
-        model,
-        split.records,
-        frequency,
-        last_checkpoint=folder.last_checkpoint,
-        final_weights=folder.final_weights,
-        metrics_file=folder.metrics_file,
-        initial_weights=initial_weights,
-    )
+    def measure() -> dict[str, Metrics]:
+        detections = detect(model, cfg, read_split(dataset.val, skip_empty=False), device)
+        return lvis_ap(dataset.val.annotations, detections)
 
-    append_json_line(folder.metrics_file, {"phase": "evaluate"})
+    with stop.awaited():
+        train_seconds = train(
+            config,
+            cfg,
+            model,
+            split.records,
+            frequency,
+            folder,
+            execution=execution,
+            initial_weights=initial_weights,
+            evaluate=lambda: columns(measure()),
+            stop=stop,
+        )
+
+    if rank() == 0:
+        append_json_line(folder.metrics_file, {"phase": "evaluate"})
     start = time.monotonic()
-    detections = detect(model, cfg, read_split(dataset.val, skip_empty=False), device)
-    metrics = lvis_ap(dataset.val.annotations, detections)
+    metrics = measure()
+    if execution.keep == "best" and rank() == 0:
+        keep_best(folder, metrics["box"].AP)
     return metrics, len(split.records), train_seconds, time.monotonic() - start
+
+
+def keep_best(folder: RunFolder, final_ap: float | None) -> None:
+    """Make the final weights the best ones where no intermediate ones had a higher AP.b."""
+    from rio_bench.detection.checkpoints import load_if_whole
+
+    best = load_if_whole(folder.best_weights)
+    if best is None or (final_ap is not None and final_ap >= best["ap"]):
+        shutil.copyfile(folder.final_weights, folder.best_weights)
 
 
 def images_seen(config: RunConfig | None) -> int:
@@ -143,57 +252,14 @@ def images_seen(config: RunConfig | None) -> int:
     return 0 if config is None else config.iterations * config.batch_size + images_seen(config.warm_start)
 
 
-def peak_memory_bytes(device: str) -> int:
-    """The most memory that tensors took on the GPU, or that the process took on a CPU."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux tells kibibytes
-
-
-def device_name(device: str) -> str:
-    """What it ran on: "NVIDIA H100 80GB HBM3", or the processor with the number of threads."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
-            break
-    return f"{processor}, {torch.get_num_threads()} threads"
-
-
-def code_state() -> Code:
-    """The git revision of this package's files; no revision where they are not tracked by git."""
-    here = Path(__file__).resolve()
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(here.parent), *arguments]
-        try:
-            answer = subprocess.run(command, capture_output=True, text=True)
-        except OSError:  # no git here
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    # Installed below somebody else's checkout, the revision would be theirs: ask whether this very file is tracked.
-    if git("ls-files", "--error-unmatch", here.name) is None:
-        return {"revision": None, "dirty": None}
-    revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    return {"revision": revision, "dirty": None if changes is None else bool(changes)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # detectron2 comes under either of two names
-    return found
+def exit_status(error: Exception) -> int:
+    """Whether a retry may mend an unexpected error, or the user has to."""
+    if isinstance(error, OSError):
+        return BAD_INPUT if error.errno in NOT_PASSING else TRY_AGAIN
+    # torch tells of a data loader's process that was killed by a plain RuntimeError
+    if type(error).__name__ in PASSING or "DataLoader worker" in str(error):
+        return TRY_AGAIN
+    return 1
 
 
 def describe(error: Exception) -> str:

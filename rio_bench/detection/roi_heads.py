@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from rio_bench.strategy import RoIBatch
@@ -45,7 +46,9 @@ class ResamplingROIHeads(StandardROIHeads):
         pooled = self.box_pooler(
             [features[name] for name in self.box_in_features], [p.proposal_boxes for p in proposals]
         )
-        batch = self.object_resampler(gather_rois(self.box_head(pooled), proposals, self.num_classes))
+        rois = gather_rois(self.box_head(pooled), proposals, self.num_classes)
+        batch = self.object_resampler(rois)
+        get_event_storage().put_scalar("bank_replayed", len(batch.labels) - len(rois.labels))
         return self.box_predictor.losses(self.box_predictor(batch.features), [as_instances(batch)])
 
 

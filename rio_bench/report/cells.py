@@ -15,19 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rio_bench.errors import UserError
-from rio_bench.records import Record, ResultFolder, RunFolder
+from rio_bench.records import METRICS, Record, ResultFolder, RunFolder
 
-# column -> where a record holds its value
-METRICS = {
-    "AP.b": ("box", "AP"),
-    "AP.b.r": ("box", "APr"),
-    "AP.b.c": ("box", "APc"),
-    "AP.b.f": ("box", "APf"),
-    "AP.m": ("mask", "AP"),
-    "AP.m.r": ("mask", "APr"),
-    "AP.m.c": ("mask", "APc"),
-    "AP.m.f": ("mask", "APf"),
-}
 SHORT_SCHEDULE_PASSES = 5
 
 
