@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rio_bench.config import Experiment, RunConfig, backbone_file, canonical, recipe_file
+from rio_bench.config import Execution, Experiment, RunConfig, backbone_file, canonical, recipe_file
 from rio_bench.errors import UserError
 from rio_bench.strategy import name_of
 from rio_bench.yaml_source import YamlSource
@@ -39,6 +39,7 @@ class Plan:
     experiment: str
     baseline: str
     runs: tuple[PlannedRun, ...]
+    execution: Execution = Execution()
 
 
 def make_plan(experiment: Experiment) -> Plan:
@@ -58,7 +59,7 @@ def make_plan(experiment: Experiment) -> Plan:
         )
         for key, config in {**bases, **cells}.items()
     ]
-    return Plan(experiment.name, experiment.baseline, tuple(runs))
+    return Plan(experiment.name, experiment.baseline, tuple(runs), experiment.execution)
 
 
 def select(plan: Plan, texts: Sequence[str]) -> Plan:
