@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +68,8 @@ METRICS = {
     "AP.m.f": ("mask", "APf"),
 }
 
+EVALUATION = "evaluation/"  # how an intermediate evaluation is named in a metrics file: evaluation/AP.b ...
+
 
 def columns(metrics: dict[str, Metrics]) -> dict[str, float | None]:
     """The values of the tables' columns, in percent."""
@@ -98,6 +102,7 @@ class Record(Stored):
     config: dict[str, Any]  # canonical(RunConfig)
     seed: int
     metrics: dict[str, Metrics]  # "box", "mask"
+    buckets: dict[str, Literal["r", "c", "f"]] | None = None  # category name -> bucket; None in records from before
     num_train_images: int
     passes: float  # over the training images
     base_passes: float  # those of the base run that it started from, 0 without one
@@ -182,25 +187,31 @@ class Holder(Stored):
     started: str  # ISO time with its zone
 
 
+def _below(name: str) -> cached_property[Path]:
+    """A path of a run's folder, made when asked for: a table of 10,000 runs needs one path of each."""
+    return cached_property(lambda folder: folder.path / name)
+
+
 class RunFolder:
     """The folder of one run."""
+
+    config_file = _below("config.json")
+    log_file = _below("log.txt")
+    metrics_file = _below("metrics.jsonl")
+    checkpoints = _below("checkpoints")
+    last_checkpoint = _below("checkpoints/last.pth")
+    final_weights = _below("checkpoints/model_final.pth")
+    best_weights = _below("checkpoints/model_best.pth")
+    tensorboard = _below("tensorboard")
+    detections_file = _below("detections.json.gz")
+    attempts_file = _below("attempts.jsonl")
+    lock_file = _below("lock")
+    worker_lock_file = _below("worker.lock")
+    record_file = _below("record.json")
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.name = self.path.name
-        self.config_file = self.path / "config.json"
-        self.log_file = self.path / "log.txt"
-        self.metrics_file = self.path / "metrics.jsonl"
-        self.checkpoints = self.path / "checkpoints"
-        self.last_checkpoint = self.checkpoints / "last.pth"
-        self.final_weights = self.checkpoints / "model_final.pth"
-        self.best_weights = self.checkpoints / "model_best.pth"
-        self.tensorboard = self.path / "tensorboard"
-        self.detections_file = self.path / "detections.json.gz"
-        self.attempts_file = self.path / "attempts.jsonl"
-        self.lock_file = self.path / "lock"
-        self.worker_lock_file = self.path / "worker.lock"
-        self.record_file = self.path / "record.json"
 
     def create(self) -> None:
         """Make the folder and its parents; RecordError where that cannot be done."""
@@ -345,21 +356,25 @@ class ResultFolder:
         return read_stored(self.search_file, StoredSearch)
 
     def records(self) -> tuple[list[Record], list[str]]:
-        """All records, by the name of their run, and a warning line for each that had to be left out.
+        """All records, and a warning line for each that had to be left out."""
+        warnings: list[str] = []
+        return list(self.iter_records(self.read_plan(), warnings)), warnings
+
+    def iter_records(self, plan: StoredPlan | None, warnings: list[str]) -> Iterator[Record]:
+        """The records one after another, by the name of their run; `warnings` gains a line for each that is left out.
 
         A run that the plan still holds gets the plan's method label: the label tells what differs within the
         experiment, so it changes when the file gains an axis, and the record's own is from before.
         """
-        plan = self.read_plan()
-        labels = {run.identity: run.method for run in plan.runs} if plan else {}
-        records, warnings = [], []
-        for path in sorted(self.runs.iterdir()) if self.runs.is_dir() else []:
+        runs = plan.runs if plan else ()
+        labels = {run.identity: run.method for run in runs}
+        identities = {run.name: run.identity for run in runs}
+        for name in sorted(os.listdir(self.runs)) if self.runs.is_dir() else []:
             try:
-                record = RunFolder(path).read_record()
+                record = self.run(name).read_record(identities.get(name))
             except RecordError as error:
                 warnings.append(f"{error}: left out")
                 continue
             if record is not None:
                 label = labels.get(record.identity, record.method)
-                records.append(record.model_copy(update={"method": label}))
-        return records, warnings
+                yield record.model_copy(update={"method": label})
