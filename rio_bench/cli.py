@@ -55,6 +55,7 @@ def run(
     ] = None,
     device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one a GPU, or by cores]")] = None,
+    engine: Annotated[str, typer.Option(help="Where runs go: local (this machine), ray or slurm.")] = "local",
 ) -> None:
     """Run what an experiment file has that has no result yet, then print the comparison table."""
     from rio_bench.config import load_experiment
@@ -70,15 +71,14 @@ def run(
 
         listing.print_plan(chosen, folder)
         return
-    from rio_bench import scheduler
+    from rio_bench import engines, scheduler
     from rio_bench.report import tables
 
     outcome = scheduler.run_experiment(
         plan,
         folder,
+        engines.make_engine(engine, experiment.execution, device, jobs),
         chosen=chosen,
-        device=device,
-        jobs=jobs,
         on_finished=lambda: tables.write_leaderboard(folder),
     )
     if outcome.finished or outcome.reused:
@@ -91,7 +91,8 @@ def _tell(outcome: Outcome, folder: ResultFolder) -> int:
     """Say how the runs ended; returns the exit status."""
     print(
         f"{len(outcome.finished)} runs finished, {len(outcome.reused)} had a result, {len(outcome.failed)} failed, "
-        f"{len(outcome.stopped)} stopped: {folder.root}"
+        + (f"{len(outcome.pruned)} pruned, " if outcome.pruned else "")
+        + f"{len(outcome.stopped)} stopped: {folder.root}"
     )
     for failure in outcome.failed:
         print(f"failed: {failure.name}: {failure.reason}; log: {failure.log}", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rio_bench.config import Execution, Experiment, RunConfig, backbone_file, canonical, recipe_file
 from rio_bench.errors import UserError
+from rio_bench.records import StoredPlan, StoredRun
 from rio_bench.strategy import name_of
 from rio_bench.yaml_source import YamlSource
 
@@ -73,6 +74,26 @@ def select(plan: Plan, texts: Sequence[str]) -> Plan:
     chosen = [run for run in plan.runs if any(text in run.name or text in run.method for text in texts)]
     wanted = {run.name for run in chosen} | {run.after for run in chosen}
     return replace(plan, runs=tuple(run for run in plan.runs if run.name in wanted))
+
+
+def stored_plan(plan: Plan) -> StoredPlan:
+    """A plan as plain data."""
+    runs = tuple(stored_run(run, plan) for run in plan.runs)
+    return StoredPlan(experiment=plan.experiment, baseline=plan.baseline, runs=runs)
+
+
+def stored_run(run: PlannedRun, plan: Plan) -> StoredRun:
+    """A planned run as plain data."""
+    return StoredRun(
+        name=run.name,
+        identity=run.identity,
+        experiment=plan.experiment,
+        method=run.method,
+        is_base=run.is_base,
+        after=run.after,
+        config=canonical(run.config),
+        execution=plan.execution.model_dump(mode="json", exclude_defaults=True),
+    )
 
 
 def identity(config: RunConfig) -> str:

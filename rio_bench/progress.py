@@ -16,19 +16,23 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rio_bench.records import EVALUATION
+
 TAIL_BYTES = 16_384  # far more than two lines of a metrics file
 PLAIN_PERIOD = 30.0  # seconds between two plain lines about a running run
-STATES = ("finished", "reused", "running", "held", "waiting", "failed", "stopped")
+STATES = ("finished", "reused", "pruned", "running", "held", "waiting", "failed", "stopped")
 SHOWN_IN_FULL = 16  # a plan of so few runs is shown whole; of a longer one what runs, failed, and ended last
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a worker is. phase: starting, training, evaluating; done: iterations finished; loss: the last one told."""
+    """Where a worker is. phase: starting, training, evaluating; done: iterations finished; loss: the last one told;
+    evaluation: the last intermediate one, its iteration and its values by the tables' columns."""
 
     phase: str = "starting"
     done: int = 0
     loss: float | None = None
+    evaluation: tuple[int, dict[str, float | None]] | None = None
 
 
 @dataclass
@@ -42,6 +46,7 @@ class RunView:
     seconds_left: float | None = None  # of training
     started: float | None = None
     ended: float | None = None
+    where: str = ""  # the slot or the machine
     ap: float | None = None  # box AP
     reason: str = ""  # why it failed
 
@@ -58,7 +63,7 @@ def read_progress(tail: bytes) -> Progress:
 
     A torn last line, a cut first one (neither is JSON) and lines of anything else are passed over.
     """
-    phase = None
+    phase, done, loss, evaluation = None, 0, None, None
     for line in reversed(tail.split(b"\n")):
         try:
             values = json.loads(line)
@@ -66,11 +71,16 @@ def read_progress(tail: bytes) -> Progress:
             continue
         if not isinstance(values, dict):
             continue
-        if phase is None and values.get("phase") == "evaluate":
+        if not done and values.get("phase") == "evaluate":
             phase = "evaluating"
-        if isinstance(values.get("iteration"), int):
-            return Progress(phase or "training", values["iteration"] + 1, values.get("total_loss"))
-    return Progress(phase or "starting")
+        if not isinstance(values.get("iteration"), int):
+            continue
+        done = done or values["iteration"] + 1
+        loss = values.get("total_loss") if loss is None else loss
+        measured = {key.removeprefix(EVALUATION): value for key, value in values.items() if key.startswith(EVALUATION)}
+        if measured and evaluation is None:
+            evaluation = values["iteration"], measured
+    return Progress(phase or ("training" if done else "starting"), done, loss, evaluation)
 
 
 def read_tail(path: Path, first_byte: int = 0) -> bytes:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from rio_bench import datasets
-from rio_bench.config import canonical
-from rio_bench.engines.local import LocalEngine, LocalJob
+from rio_bench.attempts import exit_cause, is_held, may_be_mended
+from rio_bench.engines import Engine
 from rio_bench.errors import UserError
-from rio_bench.plan import Plan, PlannedRun
+from rio_bench.files import FileLock, RecordError
+from rio_bench.plan import Plan, PlannedRun, stored_plan, stored_run
 from rio_bench.progress import (
     PlainDisplay,
     RunView,
@@ -29,108 +28,62 @@ from rio_bench.progress import (
     read_tail,
     seconds_left,
 )
-from rio_bench.records import Attempt, RecordError, ResultFolder, RunFolder, RunLock, StoredPlan, StoredRun
+from rio_bench.records import Record, ResultFolder
+from rio_bench.tasks import Outcome, Running, Task, outcome_of
+from rio_bench.trials import Trials
 
-POLL_SECONDS = 0.1  # between two looks whether a worker ended
+if TYPE_CHECKING:
+    from rio_bench.search import Search
+
+POLL_SECONDS = 0.05  # between two looks whether a worker ended
 LOOK_SECONDS = 1.0  # between two looks at progress files, and at runs that another harness holds
+GRACE_SECONDS = 120.0  # for the checkpoint of a run that was told to end
 DONE = ("finished", "reused")
-ERROR_LINE = re.compile(r"(error: |[\w.]*(Error|Exception)\b)")
-
-
-class Failure(NamedTuple):
-    """A run without a result: why, in a line, and where its log is."""
-
-    name: str
-    reason: str
-    log: Path
-
-
-@dataclass
-class Outcome:
-    """Names of runs by how they ended. stopped: by Ctrl-C, they go on with the next harness."""
-
-    finished: list[str] = field(default_factory=list)
-    reused: list[str] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
 
 
 def run_experiment(
     plan: Plan,
     results: ResultFolder,
+    engine: Engine,
     *,
     chosen: Plan | None = None,
-    device: str = "auto",
-    jobs: int | None = None,
+    search: Search | None = None,
     on_finished: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Do what a plan has to do on this machine; returns how each run ended. `on_finished` is called after each result.
+    """Do what a plan and a search have to do; returns how each run ended. `on_finished` is called after each result.
 
     chosen: the part of the plan to do now; the result folder knows the whole of it, for its tables.
-    Raises UserError before anything runs: no such device, a result folder of another experiment, a data set that
-    cannot be made.
+    Raises UserError before anything runs: a result folder of another experiment, a data set that cannot be made.
     """
-    engine = LocalEngine(device, jobs)
     results.write_plan(stored_plan(plan))
-    scheduler = Scheduler(chosen or plan, results, engine, on_finished)
-    for name in scheduler.datasets_needed():
-        datasets.load(name)  # made here, once, before workers would each find it missing
-    with make_display() as display:
-        return scheduler.run(display)
-
-
-def stored_plan(plan: Plan) -> StoredPlan:
-    """A plan as plain data."""
-    runs = tuple(stored_run(run, plan.experiment) for run in plan.runs)
-    return StoredPlan(experiment=plan.experiment, baseline=plan.baseline, runs=runs)
-
-
-def stored_run(run: PlannedRun, experiment: str) -> StoredRun:
-    """A planned run as plain data."""
-    return StoredRun(
-        name=run.name,
-        identity=run.identity,
-        experiment=experiment,
-        method=run.method,
-        is_base=run.is_base,
-        after=run.after,
-        config=canonical(run.config),
-    )
-
-
-@dataclass
-class Running:
-    """What goes with a worker while it runs."""
-
-    job: LocalJob
-    slot: int
-    lock: RunLock
-    started: datetime
-    log_start: int  # sizes before this attempt: what lies before is another attempt's
-    metrics_start: int
-    first: Sighting | None = None  # of progress
-    latest: Sighting | None = None
-
-
-@dataclass
-class Task:
-    """A run of the plan and how far it is; the view holds its state."""
-
-    run: PlannedRun
-    folder: RunFolder
-    view: RunView
-    running: Running | None = None
+    scheduler = Scheduler(chosen or plan, results, engine, on_finished, search)
+    for dataset in scheduler.datasets_needed():
+        datasets.load(dataset)  # made here, once, before workers would each find it missing
+    try:
+        with make_display() as display:
+            return scheduler.run(display)
+    finally:
+        engine.close()
 
 
 class Scheduler:
     """One pass over a plan, in the main thread (the kernel ties a worker's life to the thread that started it)."""
 
     def __init__(
-        self, plan: Plan, results: ResultFolder, engine: LocalEngine, on_finished: Callable[[], None] | None = None
+        self,
+        plan: Plan,
+        results: ResultFolder,
+        engine: Engine,
+        on_finished: Callable[[], None] | None = None,
+        search: Search | None = None,
     ) -> None:
         self._plan, self._results, self._engine, self._on_finished = plan, results, engine, on_finished
-        self._tasks = [Task(run, results.run(run.name), RunView(run.name, run.config.iterations)) for run in plan.runs]
-        self._by_name = {task.run.name: task for task in self._tasks}
+        self._trials = Trials(search)
+        self._trials_flow = True
+        self._tasks: list[Task] = []
+        self._by_name: dict[str, Task] = {}
+        for run in plan.runs:
+            self._add(run)
         self._free = list(range(engine.slots()))
         self._interrupts = 0
         self._notes: list[str] = []
@@ -140,12 +93,19 @@ class Scheduler:
             if not self._reuse(task) and task.run.after is not None:
                 self._wanted_bases.add(task.run.after)
 
+    def _add(self, run: PlannedRun) -> Task:
+        task = Task(run, self._results.run(run.name), RunView(run.name, run.config.iterations))
+        self._tasks.append(task)
+        self._by_name[run.name] = task
+        return task
+
     def datasets_needed(self) -> list[str]:
-        """Names of the data sets of the runs that have something to do."""
-        return sorted({task.run.config.dataset for task in self._tasks if task.view.state == "waiting"})
+        """The data sets of the runs that have something to do."""
+        wanted = [task.run.config.dataset for task in self._tasks if task.view.state == "waiting"]
+        return list({str(dataset): dataset for dataset in wanted}.values())
 
     def run(self, display: PlainDisplay | TableDisplay) -> Outcome:
-        """Run what has no result yet. Ctrl-C once: SIGTERM to the workers, and wait for them; twice: SIGKILL."""
+        """Run what has no result yet. Ctrl-C once: the runs may checkpoint and end; twice: at once."""
         last_look = time.monotonic()
         told_interrupts = 0
         with self._interrupts_counted():
@@ -160,16 +120,17 @@ class Scheduler:
                         self._stop()
                     changed = self._collect()
                     if not self._interrupts:
-                        changed = self._give_out(try_held=looking) or changed
+                        changed = self._give_out(looking) or changed
                     if looking:
                         self._look()
+                        self._end_overdue()
                     for note in self._notes:
                         display.note(note)
                     self._notes.clear()
                     if changed or looking:
                         display.update([task.view for task in self._tasks])
                     if self._is_over():
-                        return self._outcome()
+                        return outcome_of(self._tasks, self._trials.failure, self._results)
                     time.sleep(POLL_SECONDS)
             finally:
                 self._abandon()
@@ -189,14 +150,32 @@ class Scheduler:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        running = [task.running.job for task in self._tasks if task.running]
+        running = [task.running for task in self._tasks if task.running]
         if self._interrupts == 1:
-            self._notes.append(f"stopping: waiting for {len(running)} runs to end (Ctrl-C again: at once)")
-            for job in running:
-                job.terminate()
+            self._notes.append(f"stopping: waiting for {len(running)} runs to checkpoint (Ctrl-C again: at once)")
+            for one in running:
+                self._tell_to_end(one, "stopped", grace=None)
         else:
-            for job in running:
-                job.kill()
+            for one in running:
+                one.job.kill()
+
+    def _tell_to_end(self, running: Running, cause: str, grace: float | None = GRACE_SECONDS) -> None:
+        if running.cause is None:
+            running.cause = cause
+            running.kill_at = None if grace is None else time.monotonic() + grace
+            running.job.terminate()
+
+    def _end_overdue(self) -> None:
+        """Time limits, and runs that do not end although they were told to."""
+        limit = self._plan.execution.time_limit_minutes
+        now = time.monotonic()
+        for task in self._tasks:
+            if task.running is None:
+                continue
+            if limit is not None and now - (task.view.started or now) > limit * 60:
+                self._tell_to_end(task.running, "time limit")
+            if task.running.kill_at is not None and now > task.running.kill_at:
+                task.running.job.kill()
 
     def _abandon(self) -> None:
         """Leave no worker behind where something unforeseen was raised; else there is none."""
@@ -210,32 +189,39 @@ class Scheduler:
 
     def _is_over(self) -> bool:
         states = {task.view.state for task in self._tasks}
-        return "running" not in states and (self._interrupts > 0 or not states & {"waiting", "held"})
-
-    def _outcome(self) -> Outcome:
-        outcome = Outcome()
-        for task in self._tasks:
-            if task.view.state == "failed":
-                outcome.failed.append(Failure(task.run.name, task.view.reason, task.folder.log_file))
-            elif task.view.state == "finished":
-                outcome.finished.append(task.run.name)
-            elif task.view.state == "reused":
-                outcome.reused.append(task.run.name)
-            else:
-                outcome.stopped.append(task.run.name)
-        return outcome
+        if "running" in states:
+            return False
+        return self._interrupts > 0 or (not states & {"waiting", "held"} and self._trials.is_over())
 
     # Giving out
 
-    def _give_out(self, try_held: bool) -> bool:
+    def _give_out(self, looking: bool) -> bool:
         """Fill the free slots; whether any run changed its state."""
         changed = False
         for task in self._tasks:
-            if task.view.state == "waiting" or (task.view.state == "held" and try_held):
+            if task.view.state == "waiting" or (task.view.state == "held" and looking):
                 before = task.view.state
                 self._try(task)
                 changed = changed or task.view.state != before
-        return changed
+        return self._give_out_trials(looking) or changed
+
+    def _give_out_trials(self, looking: bool) -> bool:
+        """Ask the search for runs while slots are free; whether there were any."""
+        if not (looking or self._trials_flow):
+            return False
+        asked = False
+        while self._free and not any(task.view.state == "waiting" for task in self._tasks):
+            run = self._trials.ask()
+            self._trials_flow = run is not None  # none now: not asked again before the next look
+            if run is None:
+                break
+            asked = True
+            datasets.load(run.config.dataset)
+            self._results.write_plan(stored_plan(replace(self._plan, runs=tuple(self._trials.planned()))))
+            task = self._by_name.get(run.name) or self._add(run)
+            task.view.state = "waiting"
+            self._try(task)
+        return asked
 
     def _try(self, task: Task) -> None:
         """Start a run if its base is there, a slot is free and nobody else is doing it."""
@@ -276,7 +262,7 @@ class Scheduler:
             return f"skipped: its base run left no {base.folder.final_weights}"
         return ""
 
-    def _start(self, task: Task, lock: RunLock) -> bool:
+    def _start(self, task: Task, lock: FileLock) -> bool:
         folder = task.folder
         if folder.record_file.exists():  # _reuse() did not take it: left there, it would pass for this attempt's
             try:
@@ -285,14 +271,14 @@ class Scheduler:
             except RecordError as error:
                 reason = str(error)
             self._notes.append(f"{reason}: set aside as {folder.set_aside_record().name}")
-        folder.write_run(stored_run(task.run, self._plan.experiment))
+        folder.write_run(stored_run(task.run, self._plan))
         log_start, metrics_start = _size(folder.log_file), _size(folder.metrics_file)
         weights = self._results.run(task.run.after).final_weights if task.run.after else None
         slot = self._free[0]
-        job = self._engine.start(folder, slot, lock, weights)
+        job = self._engine.start(folder, slot, weights)
         self._free.remove(slot)
         task.running = Running(job, slot, lock, datetime.now().astimezone(), log_start, metrics_start)
-        task.view.state, task.view.started = "running", time.monotonic()
+        task.view.state, task.view.started, task.view.where = "running", time.monotonic(), job.where
         return True
 
     def _reuse(self, task: Task) -> bool:
@@ -304,6 +290,7 @@ class Scheduler:
         if record is None or (task.run.name in self._wanted_bases and not task.folder.final_weights.exists()):
             return False
         task.view.state, task.view.ap = "reused", record.metrics["box"].AP
+        self._tell_search(task, "finished", record)
         return True
 
     # Following and ending
@@ -322,6 +309,11 @@ class Scheduler:
             view.progress, view.seconds_left = progress, None
             if progress.phase == "training" and running.first and running.latest:
                 view.seconds_left = seconds_left(running.first, running.latest, task.run.config.iterations, now)
+            iteration, values = progress.evaluation or (-1, {})
+            if iteration > task.reported and running.cause is None:
+                task.reported = iteration
+                if self._trials.is_to_be_pruned(task.run, iteration, values):
+                    self._tell_to_end(running, "pruned")
 
     def _collect(self) -> bool:
         """Settle the runs whose worker ended; whether there were any."""
@@ -341,7 +333,7 @@ class Scheduler:
         self._free.sort()
         view.ended = time.monotonic()
         try:
-            task.folder.add_attempt(_attempt(running, code))
+            task.folder.add_attempt(running.attempt(code))
         except OSError as error:
             self._notes.append(f"warning: {task.folder.attempts_file}: cannot be written: {error.strerror}")
         try:
@@ -353,13 +345,41 @@ class Scheduler:
             running.lock.release()
         if record is not None:  # the record alone tells: a worker may be killed after it wrote it
             view.state, view.ap = "finished", record.metrics["box"].AP
+            self._tell_search(task, "finished", record)
             self._tell_finished()
+        elif running.cause == "pruned":
+            view.state = "pruned"
+            self._tell_search(task, "pruned")
         elif self._interrupts:
             view.state = "stopped"
+        elif is_held(code):
+            view.state = "held"
         else:
-            took = clock((view.ended or 0) - (view.started or 0))
-            log = read_tail(task.folder.log_file, running.log_start).decode(errors="replace")
-            self._fail(task, exit_cause(code, took, log))
+            self._fail_or_retry(task, running, code)
+
+    def _fail_or_retry(self, task: Task, running: Running, code: int) -> None:
+        took = clock((task.view.ended or 0) - (task.view.started or 0))
+        if running.cause == "time limit":
+            limit = self._plan.execution.time_limit_minutes
+            done = f"iteration {task.view.progress.done} of {task.run.config.iterations}"
+            self._fail(task, f"time limit: {limit:g} minutes are over at {done}; its checkpoint stays")
+            return
+        log = read_tail(task.folder.log_file, running.log_start).decode(errors="replace")
+        reason = exit_cause(code, took, log)
+        retries = self._plan.execution.retries
+        if may_be_mended(code) and task.retries < retries:
+            task.retries += 1
+            self._notes.append(f"{task.run.name}: {reason}: starting it again ({task.retries} of {retries} retries)")
+            task.view.state = "waiting"
+        else:
+            self._fail(task, reason + (f" ({task.retries + 1} attempts)" if task.retries else ""))
+
+    def _tell_search(
+        self, task: Task, how: Literal["finished", "failed", "pruned"], record: Record | None = None
+    ) -> None:
+        line = self._trials.tell(task.run, how, record)
+        if line:
+            self._notes.append(line)
 
     def _tell_finished(self) -> None:
         if self._on_finished is None:
@@ -371,38 +391,8 @@ class Scheduler:
 
     def _fail(self, task: Task, reason: str) -> None:
         task.view.state, task.view.reason = "failed", reason
+        self._tell_search(task, "failed")
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _attempt(running: Running, code: int) -> Attempt:
-    return Attempt(
-        started=running.started.isoformat(timespec="milliseconds"),
-        ended=datetime.now().astimezone().isoformat(timespec="milliseconds"),
-        exit_status=code if code >= 0 else None,
-        signal=signal_name(-code) if code < 0 else None,
-        host=socket.gethostname(),
-        pid=running.job.pid,
-    )
-
-
-def signal_name(number: int) -> str:
-    """9 -> SIGKILL; real-time signals have no name of their own."""
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
-
-
-def exit_cause(code: int, took: str, log: str) -> str:
-    """Why a worker ended without a record, in a line. code: exit status, or minus the signal; took: 0:01:05."""
-    if code < 0:
-        name = signal_name(-code)
-        cause = f"killed by {name} after {took}" + (": out of memory?" if name == "SIGKILL" else "")
-    elif code == 0:
-        cause = f"ended without a record after {took}"
-    else:
-        cause = f"exit status {code} after {took}"
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if ERROR_LINE.match(line)]
-    last = errors[-1:] if errors or code < 0 else lines[-1:]  # a killed worker's last line is no cause
-    return ": ".join([cause, *(line.removeprefix("error: ") for line in last)])

@@ -16,9 +16,9 @@ from torch import nn
 from rio_bench.bank import FeatureBank
 from rio_bench.detection import checkpoints
 from rio_bench.detection.pictures import mix
+from rio_bench.records import EVALUATION
 
 METRICS_PERIOD = 10  # iterations between two lines of the metrics file
-EVALUATION = "evaluation/"  # the names of intermediate evaluations in it: evaluation/AP.b ...
 
 Evaluate = Callable[[], Mapping[str, float | None]]  # the values of the tables' columns: AP.b ...
 

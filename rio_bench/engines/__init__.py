@@ -83,7 +83,7 @@ def worker_arguments(folder: RunFolder, device: str, initial_weights: Path | Non
 def worker_command(
     folder: RunFolder, device: str, initial_weights: Path | None, processes: int = 1, launcher: tuple[str, ...] = ()
 ) -> list[str]:
-    """The worker as a command, with several processes through torch's launcher and its options (default: one machine)."""
+    """The worker as a command; with several processes through torch's launcher (default options: one machine)."""
     worker = ["-m", "rio_bench.worker", *worker_arguments(folder, device, initial_weights)]
     if processes == 1 and not launcher:
         return [sys.executable, *worker]

@@ -1,0 +1,53 @@
+"""How an attempt at a run ended, in a line, and whether another one may go better."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from rio_bench.processes import HELD, TRY_AGAIN
+
+# The fork server, or the connection to a cluster, was lost: Python tells it by this status.
+LOST = 255
+ERROR_LINE = re.compile(r"(error: |[\w.]*(Error|Exception)\b)")
+
+
+def may_be_mended(code: int) -> bool:
+    """Whether a retry may go well: the worker was killed from outside, or says so itself.
+
+    code: exit status, or minus the signal.
+    """
+    return code < 0 or code in (TRY_AGAIN, LOST)
+
+
+def is_held(code: int) -> bool:
+    """Whether the worker left the run to another one."""
+    return code == HELD
+
+
+def signal_name(number: int) -> str:
+    """9 -> SIGKILL; real-time signals have no name of their own."""
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+
+
+def exit_cause(code: int, took: str, log: str) -> str:
+    """Why a worker ended without a record, in a line. code: exit status, or minus the signal; took: 0:01:05."""
+    if code < 0:
+        name = signal_name(-code)
+        cause = f"killed by {name} after {took}" + (": out of memory?" if name == "SIGKILL" else "")
+    elif code == 0:
+        cause = f"ended without a record after {took}"
+    else:
+        cause = f"exit status {code} after {took}"
+    last = last_error(log) if code < 0 else last_error(log) or last_line(log)  # a killed worker's last line is no cause
+    return ": ".join(filter(None, [cause, last.removeprefix("error: ")]))
+
+
+def last_error(log: str) -> str:
+    errors = [line.strip() for line in log.splitlines() if ERROR_LINE.match(line.strip())]
+    return errors[-1] if errors else ""
+
+
+def last_line(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,70 @@
+"""A search as the scheduler sees it: asked for runs when slots are free, told how they ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from rio_bench.errors import UserError
+from rio_bench.plan import PlannedRun
+from rio_bench.records import Record
+
+if TYPE_CHECKING:
+    from rio_bench.search import Search
+
+
+class Trials:
+    """Hands calls on to a search. Once one of them fails (a full disk, a database that is gone), the search is over:
+    runs that go on may end, and `failure` tells why there are no more."""
+
+    def __init__(self, search: Search | None) -> None:
+        self._search = search
+        self.failure = ""
+
+    def ask(self) -> PlannedRun | None:
+        """The next run to do; None: none now."""
+        if self._search is None or self.failure:
+            return None
+        try:
+            return self._search.ask()
+        except (UserError, OSError) as error:
+            self._give_up(error)
+            return None
+
+    def planned(self) -> list[PlannedRun]:
+        """The runs of all trials so far."""
+        return [] if self._search is None else self._search.planned()
+
+    def is_over(self) -> bool:
+        """Whether no run will come any more."""
+        if self._search is None or self.failure:
+            return True
+        try:
+            return self._search.is_exhausted()
+        except (UserError, OSError) as error:
+            self._give_up(error)
+            return True
+
+    def is_to_be_pruned(self, run: PlannedRun, iteration: int, values: dict[str, float | None]) -> bool:
+        """Hand on an intermediate evaluation; whether the run is to end."""
+        if self._search is None or self.failure:
+            return False
+        try:
+            return self._search.report(run.name, iteration, values)
+        except (UserError, OSError) as error:
+            self._give_up(error)
+            return False
+
+    def tell(self, run: PlannedRun, how: Literal["finished", "failed", "pruned"], record: Record | None = None) -> str:
+        """Hand on how a run ended; a line worth telling, or nothing."""
+        if self._search is None or self.failure:
+            return ""
+        try:
+            line = self._search.tell(run.name, how, record)
+            self._search.write()
+            return line or ""
+        except (UserError, OSError) as error:
+            self._give_up(error)
+            return ""
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = f"search: {error}"
