@@ -10,12 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import BeforeValidator, Field, ValidationError, field_serializer, field_validator, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from rio_bench.errors import UserError, did_you_mean
 from rio_bench.strategy import Strategy, load, name_of
+from rio_bench.strict import Model, explain, located, refuse_unknown_keys
 from rio_bench.yaml_source import Location, YamlSource
 
 Setting = tuple[str, Any, Location]  # key, value, place in the experiment file
@@ -40,29 +39,6 @@ def recipe_file(name: str) -> Path:
 
 def backbone_file(name: str) -> Path:
     return BACKBONES / f"{name}.yaml"
-
-
-def located(location: Location, message: str) -> ValidationError:
-    """A validation error at a place below the validator that raises it."""
-    problem = PydanticCustomError("located", "{message}", {"message": message})
-    return ValidationError.from_exception_data("", [InitErrorDetails(type=problem, loc=location, input=None)])
-
-
-def refuse_unknown_keys(data: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
-    for key in data:
-        if key not in known:
-            raise located((key,), f"unknown key{of}{did_you_mean(str(key), known) or ' (it has no hyperparameters)'}")
-
-
-class Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            refuse_unknown_keys(data, cls.model_fields)
-        return data
 
 
 class ClassifierConfig(Model):
@@ -279,24 +255,6 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     except ValidationError as error:
         details = error.errors()[0]
         raise source.error(details["loc"], explain(details)) from error
-
-
-def explain(details: ErrorDetails) -> str:
-    """A pydantic error in the words of an experiment file: what was expected, what was there."""
-    kind, message = details["type"], details["msg"]
-    if kind == "missing":
-        return "is required"
-    if kind in ("value_error", "located"):
-        return message.removeprefix("Value error, ")
-    if kind == "too_short":
-        return "expected at least one value, got an empty list"
-    expected = message.replace("Input should be", "expected").replace("a valid dictionary", "a mapping")
-    suggestion = ""
-    if kind == "literal_error" and isinstance(details["input"], str):
-        choices = details["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        near = did_you_mean(details["input"], choices)
-        suggestion = near if "did you mean" in near else ""
-    return f"{expected}, got {reprlib.repr(details['input'])}{suggestion}"
 
 
 def _one_of(what: str, name: str, names: Sequence[str]) -> str:
