@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_serializer, field_validator, model_validator
 
+from rio_bench.datasets.own import DatasetChoice
 from rio_bench.errors import UserError, did_you_mean
 from rio_bench.strategy import Strategy, load, name_of
 from rio_bench.strict import Model, explain, located, refuse_unknown_keys
@@ -21,7 +22,10 @@ Setting = tuple[str, Any, Location]  # key, value, place in the experiment file
 RECIPES = Path(__file__).parent / "detection" / "recipes"
 BACKBONES = RECIPES / "backbones"
 # Keys that decide which weights a model has: those of a base run fit only runs that share them.
-SHAPES_WEIGHTS = ("dataset", "recipe", "backbone", "classifier", "classifier.name")
+SHAPES_WEIGHTS = (
+    *("dataset", "dataset.name", "dataset.train", "dataset.val"),
+    *("recipe", "backbone", "classifier", "classifier.name"),
+)
 
 
 def recipes() -> list[str]:
@@ -80,7 +84,7 @@ def read_strategy(data: Any) -> Strategy:
 class RunConfig(Model):
     """One run, fully resolved."""
 
-    dataset: str
+    dataset: DatasetChoice
     backbone: str
     strategy: Annotated[Strategy, BeforeValidator(read_strategy)]
     iterations: int = Field(ge=1)
@@ -94,13 +98,6 @@ class RunConfig(Model):
     warm_start: RunConfig | None = Field(
         default=None, description="the base run whose final weights this run starts from"
     )
-
-    @field_validator("dataset")
-    @classmethod
-    def _known_dataset(cls, name: str) -> str:
-        from rio_bench import datasets
-
-        return _one_of("dataset", name, datasets.names())
 
     @field_validator("backbone")
     @classmethod

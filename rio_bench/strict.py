@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -33,7 +34,7 @@ class Model(pydantic.BaseModel):
     @classmethod
     def _suggest_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            refuse_unknown_keys(data, cls.model_fields)
+            refuse_unknown_keys(data, [field.alias or name for name, field in cls.model_fields.items()])
         return data
 
 
@@ -47,6 +48,7 @@ def explain(details: ErrorDetails) -> str:
     if kind == "too_short":
         return "expected at least one value, got an empty list"
     expected = message.replace("Input should be", "expected").replace("a valid dictionary", "a mapping")
+    expected = re.sub(r" or instance of \w+", "", expected)
     suggestion = ""
     if kind == "literal_error" and isinstance(details["input"], str):
         choices = details["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")

@@ -35,7 +35,7 @@ class YamlSource:
                 return f"--set {self.overridden[location[:length]]}"
         node, line = self.tree, 0
         for key in location:
-            if not isinstance(node, CommentedMap | CommentedSeq) or key not in node.lc.data:
+            if not isinstance(node, CommentedMap | CommentedSeq) or key not in (node.lc.data or ()):
                 break
             line = node.lc.data[key][0]
             node = node[key]

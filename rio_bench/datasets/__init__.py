@@ -1,13 +1,23 @@
-"""The data sets by name: the embedded ones, made on first use, and LVIS where Detectron2 expects its files."""
+"""The data sets: the embedded ones, made on first use; LVIS where Detectron2 expects its files; and one's own.
+
+A data set is given as a name, or as a Dataset: one's own files, in the LVIS or in the COCO format.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from rio_bench.datasets.inspection import BUCKETS, RIO_BANK_MAX_IMAGES, Inspection, inspect, missing_pictures
 from rio_bench.datasets.lvis import Dataset, Split
 from rio_bench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from rio_bench.datasets.glyphs import Preset
 
 DESCRIPTIONS = {
     "glyphs-lvis": "1,203 glyph categories with LVIS v1's image counts (at most 300), 20,000 training pictures of "
@@ -16,6 +26,7 @@ DESCRIPTIONS = {
     "lvis_v0.5": "LVIS v0.5 on COCO's 2017 images, under $DETECTRON2_DATASETS (default: datasets)",
     "lvis_v1": "LVIS v1.0 on COCO's 2017 images, under $DETECTRON2_DATASETS (default: datasets)",
 }
+PICTURE_FOLDERS = ("train2017", "val2017")  # of COCO, below coco/
 
 
 def names() -> list[str]:
@@ -24,50 +35,182 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """One line about a data set."""
-    _check(name)
+    _check_name(name)
     return DESCRIPTIONS[name]
 
 
-def load(name: str) -> Dataset:
-    """The data set's files; an embedded one is made when it is missing (a progress bar in a terminal).
+def label(dataset: str | Dataset | Mapping[str, Any]) -> str:
+    """The short name in tables; a mapping is one's own data set as a stored configuration holds it."""
+    if isinstance(dataset, Mapping):
+        return dataset["name"]
+    return dataset if isinstance(dataset, str) else dataset.name
 
-    Raises UserError for an unknown name, and for files of LVIS that are not where Detectron2 expects them.
+
+def load(dataset: str | Dataset) -> Dataset:
+    """The data set's files, in the LVIS format.
+
+    An embedded one is made when it is missing (a progress bar in a terminal). What files in the COCO format lack is
+    computed, and told in a line on stderr. Raises UserError for an unknown name, for files that are missing, and for
+    annotation files that do not hold what they have to.
     """
-    _check(name)
-    if name.startswith("glyphs-"):
+    preset = _preset(dataset)
+    if preset is not None:
         from rio_bench.datasets import glyphs
 
-        return glyphs.make(glyphs.PRESETS[name])
-    train, val = _lvis_splits(name)
-    return Dataset(name, train, val)
+        return glyphs.make(preset)
+    files = _existing_files(dataset)
+    if isinstance(dataset, str):
+        return files
+    from rio_bench.datasets import coco
+
+    train, val = _inspected(files)
+    told = coco.what_is_computed(files, train, val)
+    if told:
+        print(f"{label(dataset)}: {told}", file=sys.stderr, flush=True)
+    return coco.as_lvis(files, fingerprint(dataset), train, val)
 
 
-def fingerprint(name: str) -> str:
-    """16 hex digits that change with the data set's content; nothing is made."""
-    _check(name)
-    if name.startswith("glyphs-"):
+def check(dataset: str | Dataset) -> None:
+    """Raise UserError, one line, where a run could not use the data set: before any training starts.
+
+    Missing annotation files and pictures, broken annotations, categories that differ between training and validation.
+    What the files hold is remembered by their content: a gigabyte is read once.
+    """
+    if _preset(dataset) is not None:
+        return
+    files = _existing_files(dataset)
+    for split, found in zip((files.train, files.val), _inspected(files), strict=True):
+        missing = missing_pictures(split, found.picture_names)
+        if missing:
+            raise UserError(
+                f"{files.name}: {len(missing):,} of the {found.images:,} pictures of {split.annotations} are missing, "
+                f"such as {missing[0]}"
+            )
+
+
+def fingerprint(dataset: str | Dataset) -> str:
+    """16 hex digits that change with the data set's content, wherever its files lie; nothing is made.
+
+    Of one's own and LVIS: the content of the annotation files.
+    """
+    preset = _preset(dataset)
+    if preset is not None:
         from rio_bench.datasets import glyphs
 
-        return glyphs.fingerprint(glyphs.PRESETS[name])
+        return glyphs.fingerprint(preset)
+    from rio_bench.datasets.cache import file_hash
+
+    files = _existing_files(dataset)
     digest = hashlib.sha256()
-    for split in _lvis_splits(name):
-        with split.annotations.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for split in (files.train, files.val):
+        digest.update(bytes.fromhex(file_hash(split.annotations)))
     return digest.hexdigest()[:16]
 
 
-def _check(name: str) -> None:
+def statistics(dataset: str | Dataset) -> tuple[Inspection, Inspection] | None:
+    """What the training and the validation file hold; None for an embedded data set that has not been made."""
+    preset = _preset(dataset)
+    if preset is not None:
+        from rio_bench.datasets import glyphs
+
+        made = glyphs.find(preset)
+        return None if made is None else (inspect(made.train), inspect(made.val))
+    return _inspected(_existing_files(dataset))
+
+
+def summary(dataset: str | Dataset) -> str:
+    """The statistics in a line, with what is computed where files are in the COCO format."""
+    from rio_bench.datasets import coco
+
+    found = statistics(dataset)
+    if found is None:
+        return "made on first use"
+    train, val = found
+    buckets = ", ".join(f"{count:,} {BUCKETS[key]}" for key, count in coco.bucket_sizes(train).items())
+    text = (
+        f"{train.images:,} + {val.images:,} pictures, {train.objects:,} + {val.objects:,} objects, "
+        f"{len(train.categories):,} categories ({buckets}), "
+        f"{train.bank_categories():,} in at most {RIO_BANK_MAX_IMAGES} training pictures"
+    )
+    computed = "" if isinstance(dataset, str) else coco.what_is_computed(dataset, train, val)
+    return f"{text}; {computed}" if computed else text
+
+
+def _check_name(name: str) -> None:
     if name not in DESCRIPTIONS:
         raise UserError(f"no data set is named '{name}'{did_you_mean(name, DESCRIPTIONS)}")
 
 
-def _lvis_splits(name: str) -> tuple[Split, Split]:
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    train, val = (Split(root / "lvis" / f"{name}_{split}.json", root / "coco") for split in ("train", "val"))
-    for path in (train.annotations, val.annotations, train.images):
-        if not path.exists():
+def _preset(dataset: str | Dataset) -> Preset | None:
+    """What an embedded data set is made from; None for LVIS and one's own."""
+    if isinstance(dataset, Dataset):
+        return None
+    _check_name(dataset)
+    if not dataset.startswith("glyphs-"):
+        return None
+    from rio_bench.datasets import glyphs
+
+    return glyphs.PRESETS[dataset]
+
+
+def _existing_files(dataset: str | Dataset) -> Dataset:
+    """The data set's annotation files and picture folders. Raises UserError that tells all that is missing."""
+    if isinstance(dataset, Dataset):
+        missing = [
+            f"{role}.{key} ({path.absolute()})"
+            for role, split in (("train", dataset.train), ("val", dataset.val))
+            for key, path, is_there in (
+                ("json", split.annotations, split.annotations.is_file()),
+                ("images", split.images, split.images.is_dir()),
+            )
+            if not is_there
+        ]
+        if missing:
+            raise UserError(f"dataset {dataset.name}: {', '.join(missing)} missing: expected a file and a folder each")
+        return dataset
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser().absolute()
+    coco = root / "coco"
+    train, val = (Split(root / "lvis" / f"{dataset}_{split}.json", coco) for split in ("train", "val"))
+    missing = [path.name for path in (train.annotations, val.annotations) if not path.is_file()]
+    folders = [name for name in PICTURE_FOLDERS if not (coco / name).is_dir()]
+    if missing or folders:
+        places = [f"{root}/lvis/{name}" for name in missing] + [f"{coco}/{name}" for name in folders]
+        downloads = [f"{name}.zip (lvisdataset.org)" for name in missing]
+        downloads += [f"{name}.zip (cocodataset.org)" for name in folders]
+        raise UserError(
+            f"{dataset}: missing {', '.join(places)}: unpack {', '.join(downloads)} there, or set DETECTRON2_DATASETS "
+            "to the folder that holds lvis/ and coco/"
+        )
+    return Dataset(dataset, train, val)
+
+
+def _inspected(files: Dataset) -> tuple[Inspection, Inspection]:
+    """What both files hold. Raises UserError where a run could not use them."""
+    train, val = inspect(files.train), inspect(files.val)
+    for split, found in ((files.train, train), (files.val, val)):
+        path = split.annotations
+        if files.name in DESCRIPTIONS and not found.is_lvis:
+            raise UserError(f"{path}: not in the LVIS format: is it the file of another data set?")
+        if found.is_lvis and found.first_without_mask is not None:
             raise UserError(
-                f"{name}: {path.absolute()} is missing; set DETECTRON2_DATASETS to the folder that holds "
-                "lvis/ and coco/"
+                f"{path}: annotation {found.first_without_mask} has no mask ({found.without_mask} of them): expected "
+                "polygons of 3 points or more, or run lengths"
+            )
+        if not found.objects:
+            raise UserError(f"{path}: has no objects with a mask")
+    if val.first_without_area is not None:
+        raise UserError(
+            f"{files.val.annotations}: annotation {val.first_without_area} has no area: evaluation needs it"
+        )
+    of_train, of_val = ({entry["id"]: entry["name"] for entry in found.categories} for found in (train, val))
+    for category in sorted({*of_train, *of_val}):
+        if of_train.get(category) != of_val.get(category):
+            raise UserError(
+                f"{files.name}: category {category} is {_named(of_train.get(category))} in {files.train.annotations} "
+                f"and {_named(of_val.get(category))} in {files.val.annotations}: expected the same categories in both"
             )
     return train, val
+
+
+def _named(name: str | None) -> str:
+    return "missing" if name is None else f"'{name}'"

@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from rio_bench.datasets.cache import cache_folder
 from rio_bench.datasets.glyph_images import PlannedImage
+from rio_bench.datasets.inspection import bucket
 from rio_bench.datasets.lvis import Dataset, Split
 from rio_bench.errors import UserError
 
@@ -53,11 +55,6 @@ class Preset:
     negatives: int  # categories verified absent, in each picture
     image_format: str  # "png" or "jpg"
     seed: int = 0
-
-
-def bucket(image_count: int) -> str:
-    """LVIS's buckets by the number of training images: r 1..10, c 11..100, f more."""
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
 def category_name(glyph: str) -> str:
@@ -106,11 +103,6 @@ GLYPHS_LVIS = _glyphs_lvis()
 PRESETS = {preset.name: preset for preset in (GLYPHS_MINI, GLYPHS_LVIS)}
 
 
-def cache_folder() -> Path:
-    """$RIO_BENCH_CACHE, or ~/.cache/rio_bench."""
-    return Path(os.environ.get("RIO_BENCH_CACHE") or Path.home() / ".cache" / "rio_bench").expanduser().absolute()
-
-
 def fingerprint(preset: Preset) -> str:
     """16 hex digits of everything the data set is made from; nothing is made."""
     text = json.dumps([GENERATOR_VERSION, asdict(preset)], sort_keys=True)
@@ -122,7 +114,7 @@ def make(preset: Preset, workers: int | None = None) -> Dataset:
 
     It appears under its name at once and whole, or not at all. Raises UserError where the cache cannot be written.
     """
-    folder = cache_folder() / f"{preset.name}-{fingerprint(preset)}"
+    folder = _folder(preset)
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +126,20 @@ def make(preset: Preset, workers: int | None = None) -> Dataset:
                 f"{folder}: the data set {preset.name} cannot be written here ({error.strerror}); "
                 "set RIO_BENCH_CACHE to a folder with room"
             ) from error
+    return _files(preset, folder)
+
+
+def find(preset: Preset) -> Dataset | None:
+    """The data set where it has been made; nothing is made."""
+    folder = _folder(preset)
+    return _files(preset, folder) if folder.is_dir() else None
+
+
+def _folder(preset: Preset) -> Path:
+    return cache_folder() / f"{preset.name}-{fingerprint(preset)}"
+
+
+def _files(preset: Preset, folder: Path) -> Dataset:
     train, val = (Split(folder / f"{split}.json", folder) for split in SPLITS)
     return Dataset(preset.name, train, val)
 
