@@ -121,7 +121,7 @@ class PlainDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._start = time.monotonic()
-        self._states: dict[str, str] = {}
+        self._states: dict[str, str] | None = None  # None: nothing was told yet
         self._told: dict[str, float] = {}
 
     def __enter__(self) -> PlainDisplay:
@@ -137,11 +137,11 @@ class PlainDisplay:
     def update(self, views: Sequence[RunView]) -> None:
         """Tell what changed since the last call."""
         now = time.monotonic()
-        if not self._states:
+        if self._states is None:
             self.note(summary(views, 0))
             self._states = {view.name: view.state for view in views}
         for view in views:
-            changed = self._states[view.name] != view.state
+            changed = self._states.get(view.name) != view.state
             due = view.state == "running" and now - self._told.get(view.name, -PLAIN_PERIOD) >= PLAIN_PERIOD
             if not changed and not due:
                 continue

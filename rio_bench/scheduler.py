@@ -154,15 +154,16 @@ class Scheduler:
         if self._interrupts == 1:
             self._notes.append(f"stopping: waiting for {len(running)} runs to checkpoint (Ctrl-C again: at once)")
             for one in running:
-                self._tell_to_end(one, "stopped", grace=None)
+                self._tell_to_end(one, "stopped")
         else:
             for one in running:
                 one.job.kill()
 
-    def _tell_to_end(self, running: Running, cause: str, grace: float | None = GRACE_SECONDS) -> None:
+    def _tell_to_end(self, running: Running, cause: str) -> None:
         if running.cause is None:
             running.cause = cause
-            running.kill_at = None if grace is None else time.monotonic() + grace
+            if cause != "stopped":  # there a second Ctrl-C is the user's choice
+                running.kill_at = time.monotonic() + GRACE_SECONDS
             running.job.terminate()
 
     def _end_overdue(self) -> None:

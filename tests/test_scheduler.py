@@ -14,76 +14,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fake_worker
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from rio_bench import scheduler
-from rio_bench.config import RunConfig
-from rio_bench.engines.local import LocalEngine, visible_gpus
+from rio_bench.config import Execution, RunConfig
+from rio_bench.engines.local import TIED, LocalEngine
 from rio_bench.errors import UserError
-from rio_bench.plan import Plan, PlannedRun
-from rio_bench.progress import (
-    PlainDisplay,
-    Progress,
-    RunView,
-    Sighting,
-    TableDisplay,
-    clock,
-    read_progress,
-    read_tail,
-    rows_to_show,
-    seconds_left,
-)
-from rio_bench.records import ResultFolder, RunFolder
-from rio_bench.scheduler import Outcome, Scheduler, exit_cause, run_experiment
-
-# Does what a worker does with its folder, in 0.2 s and without torch. What it shall do otherwise is in ROOT/behaviour:
-# NAME.json, "crash" ... "stubborn". Each start is a line of ROOT/starts.
-FAKE_WORKER = """
-import argparse, json, os, signal, sys, time
-from pathlib import Path
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", type=Path)
-for option in ("--device", "--initial-weights", "--parent"):
-    parser.add_argument(option)
-options = parser.parse_args()
-root = options.folder.parent.parent
-behaviour = root / "behaviour" / options.folder.name
-behaviour = behaviour.read_text() if behaviour.exists() else ""
-if behaviour == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-from rio_bench.engines.local import end_with_parent
-from rio_bench.records import Metrics, Record, RunFolder, append_json_line
-end_with_parent(int(options.parent))
-folder = RunFolder(options.folder)
-run = folder.read_run()
-append_json_line(root / "starts", {"name": run.name, "pid": os.getpid(), "weights": options.initial_weights,
-    "threads": os.environ["OMP_NUM_THREADS"]})
-append_json_line(folder.metrics_file, {"iteration": 0, "total_loss": 2.5})
-time.sleep(0.2)
-if behaviour == "crash":
-    os.kill(os.getpid(), signal.SIGKILL)
-if behaviour == "raise":
-    raise ValueError("the loss is not finite")
-if behaviour == "no record":
-    sys.exit(0)
-if behaviour == "long":
-    time.sleep(60)
-if behaviour == "stubborn":
-    time.sleep(3)
-folder.final_weights.write_bytes(b"weights")
-metrics = Metrics(AP=20, AP50=20, AP75=20, APr=None, APc=20, APf=20, per_category={})
-folder.write_record(Record(
-    identity=run.identity, name=run.name, method=run.method, experiment=run.experiment, config=run.config, seed=0,
-    metrics={"box": metrics, "mask": metrics}, num_train_images=10, passes=1, base_passes=0,
-    seconds={"train": 0.1, "evaluate": 0.1, "total": 0.2}, peak_memory_bytes=1, device="cpu",
-    code={"revision": None, "dirty": None}, versions={}, finished="2026-01-01T00:00:00+00:00"))
-if behaviour == "crash after the record":
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+from rio_bench.plan import Plan, PlannedRun, stored_run
+from rio_bench.progress import PlainDisplay
+from rio_bench.records import Record, ResultFolder, RunFolder
+from rio_bench.scheduler import Scheduler, run_experiment
+from rio_bench.tasks import Outcome
 
 # A harness in a process of its own: HARNESS ROOT NUMBER_OF_RUNS SLOTS
 HARNESS = f"""
@@ -105,8 +50,9 @@ def planned(seed: int, after: str | None = None, is_base: bool = False) -> Plann
     return PlannedRun(config=config, identity=identity, name=name, method="none", after=after, is_base=is_base)
 
 
-def a_plan(number: int) -> Plan:
-    return Plan("quickstart", "none", tuple(planned(seed) for seed in range(number)))
+def a_plan(number: int, **execution: Any) -> Plan:
+    runs = tuple(planned(seed) for seed in range(number))
+    return Plan("quickstart", "none", runs, Execution.model_validate(execution))
 
 
 def plan_with_base(number: int) -> Plan:
@@ -114,18 +60,16 @@ def plan_with_base(number: int) -> Plan:
     return Plan("quickstart", "none", (base, *(planned(seed, after=base.name) for seed in range(number))))
 
 
-def engine(root: Path, jobs: int) -> LocalEngine:
-    root.mkdir(exist_ok=True)
-    script = root / "fake_worker.py"
-    script.write_text(FAKE_WORKER)
-    return LocalEngine("cpu", jobs, command=(sys.executable, str(script)))
+def engine(jobs: int, execution: Execution | None = None) -> LocalEngine:
+    return LocalEngine(execution or Execution(), "cpu", jobs, main=fake_worker.main, preload=(TIED,))
 
 
 def go(root: Path, plan: Plan, jobs: int = 2, on_finished: Callable[[], None] | None = None) -> tuple[Outcome, str]:
     """One harness on a plan in this process: how the runs ended, and what was displayed."""
+    root.mkdir(exist_ok=True)
     console = Console(file=io.StringIO(), width=200)
     with PlainDisplay(console) as display:
-        outcome = Scheduler(plan, ResultFolder(root), engine(root, jobs), on_finished).run(display)
+        outcome = Scheduler(plan, ResultFolder(root), engine(jobs, plan.execution), on_finished).run(display)
     assert isinstance(console.file, io.StringIO)
     return outcome, console.file.getvalue()
 
@@ -152,7 +96,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def harness(root: Path, number: int, slots: int = 2) -> subprocess.Popen[str]:
-    engine(root, slots)  # the fake worker is there before two harnesses would both write it
     command = [sys.executable, "-c", HARNESS, str(root), str(number), str(slots)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -179,7 +122,7 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_failures_are_told_and_cost_the_others_nothing(tmp_path: Path) -> None:
-    plan = a_plan(5)
+    plan = a_plan(5, retries=0)
     ok, crash, raising, silent, late = plan.runs
     behave(tmp_path, crash, "crash")
     behave(tmp_path, raising, "raise")
@@ -273,7 +216,7 @@ def test_a_run_folder_that_cannot_be_made_fails_that_run_only(tmp_path: Path) ->
 
 
 def test_a_worker_killed_from_outside_is_told_and_only_its_run_is_left(tmp_path: Path) -> None:
-    plan = a_plan(3)
+    plan = a_plan(3, retries=0)
     behave(tmp_path, plan.runs[1], "long")
 
     def kill_it() -> None:
@@ -345,7 +288,7 @@ def test_one_interrupt_ends_the_workers_and_gives_out_no_more(tmp_path: Path, nu
         wait_for(lambda: len(starts(tmp_path)) == 2)
         process.send_signal(number)
         answer = json.loads(process.communicate()[0])
-    assert answer == {"finished": [], "reused": [], "failed": [], "stopped": names(plan)}
+    assert answer == {"finished": [], "reused": [], "failed": [], "stopped": names(plan), "pruned": []}
     assert len(starts(tmp_path)) == 2
     (attempt,) = ResultFolder(tmp_path).run(plan.runs[0].name).read_attempts()
     assert attempt.signal == "SIGTERM"
@@ -392,10 +335,9 @@ def test_an_unforeseen_error_leaves_no_worker_behind(tmp_path: Path) -> None:
 def test_data_sets_are_made_before_runs_and_only_when_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[tuple[str, int]] = []
     monkeypatch.setattr(scheduler.datasets, "load", lambda name: loaded.append((name, len(starts(tmp_path)))))
-    monkeypatch.setattr(scheduler, "LocalEngine", lambda device, jobs: engine(tmp_path, 2))
     results, plan = ResultFolder(tmp_path), a_plan(2)
-    assert run_experiment(plan, results).finished == names(plan)
-    assert run_experiment(plan, results).reused == names(plan)
+    assert run_experiment(plan, results, engine(2)).finished == names(plan)
+    assert run_experiment(plan, results, engine(2)).reused == names(plan)
     assert loaded == [("glyphs-mini", 0)]
     stored = results.read_plan()
     assert stored is not None
@@ -409,160 +351,170 @@ def test_a_part_of_the_plan_is_run_and_the_folder_knows_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler.datasets, "load", lambda name: None)
-    monkeypatch.setattr(scheduler, "LocalEngine", lambda device, jobs: engine(tmp_path, 2))
     results, plan = ResultFolder(tmp_path), a_plan(3)
     chosen = dataclasses.replace(plan, runs=plan.runs[1:2])
-    assert run_experiment(plan, results, chosen=chosen).finished == names(chosen)
+    assert run_experiment(plan, results, engine(2), chosen=chosen).finished == names(chosen)
     stored = results.read_plan()
     assert stored is not None
     assert [run.name for run in stored.runs] == names(plan)
 
 
-# How a worker's end is told
+# Retries, limits, other workers
 
 
-@pytest.mark.parametrize(
-    ("code", "log", "told"),
-    [
-        (2, "loading\nerror: weights: no such file\n", "exit status 2 after 0:01:05: weights: no such file"),
-        (1, "Traceback:\ntorch.MyError: CUDA\nbye\n", "exit status 1 after 0:01:05: torch.MyError: CUDA"),
-        (3, "last words\n\n", "exit status 3 after 0:01:05: last words"),
-        (1, "", "exit status 1 after 0:01:05"),
-        (-9, "training\n", "killed by SIGKILL after 0:01:05: out of memory?"),
-        (-11, "training\n", "killed by SIGSEGV after 0:01:05"),
-        (-50, "", "killed by signal 50 after 0:01:05"),
-        (0, "done\n", "ended without a record after 0:01:05: done"),
-    ],
-)
-def test_the_cause_of_an_end_in_a_line(code: int, log: str, told: str) -> None:
-    assert exit_cause(code, "0:01:05", log) == told
+def test_what_a_retry_mends_is_tried_again_and_the_rest_is_not(tmp_path: Path) -> None:
+    plan = a_plan(4)
+    killed, unlucky, hopeless, wrong = plan.runs
+    behave(tmp_path, killed, "crash,1")
+    behave(tmp_path, unlucky, "try again,2")
+    behave(tmp_path, hopeless, "try again")
+    behave(tmp_path, wrong, "raise")
+    outcome, shown = go(tmp_path, plan)
+    assert sorted(outcome.finished) == sorted([killed.name, unlucky.name])
+    counts = Counter(start["name"] for start in starts(tmp_path))
+    assert counts == {killed.name: 2, unlucky.name: 3, hopeless.name: 3, wrong.name: 1}
+    assert f"{killed.name}: killed by SIGKILL" in shown
+    assert "starting it again (2 of 2 retries)" in shown
+    reasons = {failure.name: failure.reason for failure in outcome.failed}
+    assert reasons[hopeless.name].startswith("exit status 75 after")
+    assert reasons[hopeless.name].endswith("the network is gone (3 attempts)")
+    assert "attempts" not in reasons[wrong.name]
+    assert len(ResultFolder(tmp_path).run(hopeless.name).read_attempts()) == 3
 
 
-# The local engine
+def test_a_time_limit_ends_a_run_and_only_that(tmp_path: Path) -> None:
+    plan = a_plan(3, time_limit_minutes=0.02)
+    behave(tmp_path, plan.runs[1], "long")
+    outcome, _ = go(tmp_path, plan)
+    assert outcome.finished == [plan.runs[0].name, plan.runs[2].name]
+    (failure,) = outcome.failed
+    assert failure.reason == "time limit: 0.02 minutes are over at iteration 1 of 10; its checkpoint stays"
+    (attempt,) = ResultFolder(tmp_path).run(plan.runs[1].name).read_attempts()
+    assert (attempt.signal, attempt.cause) == ("SIGTERM", "time limit")
 
 
-def test_a_run_on_a_cpu_has_a_core_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    gibibytes = {"SC_PAGE_SIZE": 2**30}
-    monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 64}).__getitem__)
-    assert LocalEngine("cpu").slots() == 8
-    monkeypatch.setattr(os, "sysconf", (gibibytes | {"SC_PHYS_PAGES": 17}).__getitem__)
-    assert LocalEngine("cpu").slots() == 4
-    go(tmp_path, a_plan(1), jobs=3)
-    assert starts(tmp_path)[0]["threads"] == "1"
+def test_who_does_not_end_when_told_to_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "GRACE_SECONDS", 0.2)
+    plan = a_plan(1, time_limit_minutes=0.01)
+    behave(tmp_path, plan.runs[0], "stubborn")
+    go(tmp_path, plan)
+    (attempt,) = ResultFolder(tmp_path).run(plan.runs[0].name).read_attempts()
+    assert (attempt.signal, attempt.cause) == ("SIGKILL", "time limit")
 
 
-def test_slots_take_turns_on_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = "GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb     Device  0: (UUID: MIG-1)\nGPU 1: NVIDIA H100\n"
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text(f"#!/bin/sh\nprintf '{listing}'\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = LocalEngine("auto")
-    assert (found.device, found.slots()) == ("cuda", 2)
-    shared = LocalEngine("cuda", jobs=3)
-    assert [shared._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
-    assert "CUDA_VISIBLE_DEVICES" not in LocalEngine("cpu")._environment(0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert visible_gpus() == ["1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert LocalEngine("auto").device == "cpu"
+def test_a_run_that_a_worker_elsewhere_does_is_waited_for(tmp_path: Path) -> None:
+    """As under SLURM, where a worker outlives its harness: its own lock tells."""
+    plan = a_plan(2)
+    folder = ResultFolder(tmp_path).run(plan.runs[0].name)
+    folder.create()
+    lock = folder.lock_as_worker()
+    assert lock is not None
+    folder.write_run(stored_run(plan.runs[0], plan))
+    run = folder.read_run()
+
+    def finish_elsewhere() -> None:
+        wait_for(lambda: starts(tmp_path))
+        time.sleep(0.5)
+        folder.write_record(fake_worker.record_of(run, 30.0))
+        lock.release()
+
+    elsewhere = threading.Thread(target=finish_elsewhere)
+    elsewhere.start()
+    outcome, shown = go(tmp_path, plan)
+    elsewhere.join()
+    assert (outcome.finished, outcome.reused) == ([plan.runs[1].name], [plan.runs[0].name])
+    assert f"{plan.runs[0].name}: held" in shown
 
 
-def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert LocalEngine("auto").device == "cpu"
-    with pytest.raises(UserError, match="no GPU found"):
-        LocalEngine("cuda")
-    with pytest.raises(UserError, match="--jobs 0"):
-        LocalEngine("cpu", jobs=0)
-    with pytest.raises(UserError, match="expected auto, cpu or cuda"):
-        LocalEngine("tpu")
+def test_a_worker_that_finds_another_one_at_work_leaves_the_run_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the harness's look and the worker's start another worker began, as after a wait in a queue."""
+    plan = a_plan(1)
+    folder = ResultFolder(tmp_path).run(plan.runs[0].name)
+    folder.create()
+    lock = folder.lock_as_worker()
+    assert lock is not None
+    looks: list[int] = []
+    monkeypatch.setattr(RunFolder, "is_worked_on", lambda self: len(looks) > 0)
+
+    def release_when_told() -> None:
+        wait_for(lambda: (ResultFolder(tmp_path).run(plan.runs[0].name)).read_attempts())
+        lock.release()
+        looks.clear()
+
+    other = threading.Thread(target=release_when_told)
+    other.start()
+    outcome, shown = go(tmp_path, plan)
+    other.join()
+    assert outcome.finished == names(plan)
+    assert f"{plan.runs[0].name}: held" in shown
+    assert [attempt.exit_status for attempt in folder.read_attempts()] == [3, 0]
 
 
-# Progress
+class Curves:
+    """A search of two trials that prunes the one whose first evaluation is low."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.left, self.told, self.reports = list(plan.runs), [], []
+
+    def planned(self) -> list[PlannedRun]:
+        return []
+
+    def ask(self) -> PlannedRun | None:
+        return self.left.pop(0) if self.left else None
+
+    def is_exhausted(self) -> bool:
+        return not self.left
+
+    def report(self, name: str, iteration: int, values: dict[str, float | None]) -> bool:
+        self.reports.append((name, iteration, values))
+        return values["AP.b"] == 1.0
+
+    def tell(self, name: str, how: str, record: Record | None = None) -> str | None:
+        self.told.append((name, how, record and record.metrics["box"].AP))
+        return None
+
+    def write(self) -> None:
+        pass
 
 
-@pytest.mark.parametrize(
-    ("tail", "progress"),
-    [
-        (b"", Progress("starting", 0, None)),
-        (b'{"iteration": 9, "total_loss": 1.5}\n', Progress("training", 10, 1.5)),
-        (b'{"iteration": 9, "total_loss": 1.5}\n{"iteration": 19, "tot', Progress("training", 10, 1.5)),
-        (b'oss": 2.5}\n{"iteration": 9}\n', Progress("training", 10, None)),
-        (b'{"iteration": 9, "total_loss": 1.5}\n{"phase": "evaluate"}\n', Progress("evaluating", 10, 1.5)),
-        (b'{"phase": "evaluate"}\n{"iteration": 0, "total_loss": 3.0}\n', Progress("training", 1, 3.0)),
-        (b'{"iteration": 4, "total_loss": 1.5}\n7\n{"lr": 0.1}\n\xff\xfe\n', Progress("training", 5, 1.5)),
-    ],
-)
-def test_progress_is_the_last_whole_line(tail: bytes, progress: Progress) -> None:
-    assert read_progress(tail) == progress
+def search_with(search: Curves, root: Path, jobs: int) -> Outcome:
+    plan = dataclasses.replace(a_plan(1), runs=())
+    with PlainDisplay(Console(file=io.StringIO())) as display:
+        return Scheduler(plan, ResultFolder(root), engine(jobs), search=search).run(display)  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 30), st.integers(0, 2000))
-def test_progress_never_runs_ahead_of_a_torn_file(lines: int, cut: int) -> None:
-    whole = b"".join(b'{"iteration": %d, "total_loss": 1.0}\n' % index for index in range(lines))
-    assert read_progress(whole[:cut]).done == whole[:cut].count(b"}")
+def test_runs_of_a_search_are_asked_for_followed_and_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler.datasets, "load", lambda name: None)
+    trials = a_plan(3)
+    low, high, failing = trials.runs
+    behave(tmp_path, low, "low curve")
+    behave(tmp_path, high, "high curve")
+    behave(tmp_path, failing, "raise")
+    search = Curves(trials)
+    outcome = search_with(search, tmp_path, jobs=2)
+    assert (outcome.finished, outcome.pruned) == ([high.name], [low.name])
+    assert [failure.name for failure in outcome.failed] == [failing.name]
+    assert sorted(search.told) == sorted(
+        [(low.name, "pruned", None), (high.name, "finished", 20.0), (failing.name, "failed", None)]
+    )
+    assert (low.name, 4, {"AP.b": 1.0}) in search.reports
+    assert ResultFolder(tmp_path).run(low.name).read_attempts()[-1].cause == "pruned"
 
 
-def test_a_tail_begins_where_the_attempt_began(tmp_path: Path) -> None:
-    assert read_tail(tmp_path / "none") == b""
-    (tmp_path / "log").write_bytes(b"x" * 100_000 + b"end")
-    tail = read_tail(tmp_path / "log")
-    assert tail.endswith(b"end")
-    assert len(tail) < 100_000
-    assert read_tail(tmp_path / "log", first_byte=100_000) == b"end"
+def test_a_search_that_breaks_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler.datasets, "load", lambda name: None)
+    trials = a_plan(2)
+    search = Curves(trials)
 
+    def gone(*arguments: object) -> None:
+        raise UserError("postgresql://host/db: the server closed the connection")
 
-def test_time_left_follows_the_pace_since_first_seen() -> None:
-    first, later = Sighting(100.0, 20), Sighting(105.0, 30)  # 0.5 s an iteration
-    assert seconds_left(first, first, total=100, now=101.0) is None
-    assert seconds_left(first, later, total=100, now=105.0) == 35
-    assert seconds_left(first, later, total=100, now=108.0) == 32
-    assert seconds_left(first, later, total=100, now=200.0) == 0
-    assert clock(3725.4) == "1:02:05"
-
-
-def many_views() -> list[RunView]:
-    views = [RunView(f"run-{index:03}", 100) for index in range(200)]
-    for index in range(100):
-        views[index].state, views[index].started, views[index].ended, views[index].ap = "finished", 0.0, index, 12.0
-    views[7].state, views[7].reason = "failed", "killed by SIGKILL [out of memory?]"
-    views[100].state, views[100].started = "running", 0.0
-    views[100].progress, views[100].seconds_left = Progress("training", 40, 1.2345), 65.0
-    return views
-
-
-def test_a_table_of_200_runs_shows_what_matters() -> None:
-    views = many_views()
-    shown = [view.name for view in rows_to_show(views, rows=20)]
-    assert shown == ["run-007", "run-095", "run-096", "run-097", "run-098", "run-099", "run-100"]
-    assert [view.name for view in rows_to_show(views, rows=2)] == ["run-007", "run-100"]
-    assert rows_to_show(views[:10], rows=20) == views[:10]
-
-    console = Console(file=io.StringIO(), width=120, height=30, force_terminal=True, color_system=None)
-    with TableDisplay(console) as display:
-        display.update(views)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert "200 runs · 99 finished · 1 running · 99 waiting · 1 failed" in text
-    row = next(line for line in text.splitlines() if "run-100" in line)
-    assert all(part in row for part in ("training", "40/100", "1.234", "0:01:05"))
-
-
-def test_plain_lines_tell_changes_once() -> None:
-    views = many_views()
-    console = Console(file=io.StringIO(), width=40)
-    display = PlainDisplay(console)
-    display.update(views)
-    views[100].state, views[100].ended, views[100].ap = "finished", 70.0, 31.26
-    views[101].state, views[101].reason = "failed", "killed by SIGKILL [out of memory?]"
-    display.update(views)
-    display.update(views)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) == 4
-    assert lines[1].endswith("run-100: iteration 40/100, loss 1.234, 0:01:05 left")
-    assert lines[2].endswith("run-100: finished in 0:01:10, AP.b 31.3")
-    assert lines[3].endswith("run-101: failed: killed by SIGKILL [out of memory?]")
+    monkeypatch.setattr(search, "tell", gone)
+    with PlainDisplay(Console(file=io.StringIO())) as display:
+        outcome = Scheduler(dataclasses.replace(trials, runs=()), ResultFolder(tmp_path), engine(1), search=search).run(
+            display
+        )  # type: ignore[arg-type]
+    assert outcome.finished == [trials.runs[0].name]
+    assert outcome.failed[0].reason == "search: postgresql://host/db: the server closed the connection"

@@ -6,7 +6,10 @@ Every worker holds an end of the pipe that would tell it that the harness is gon
 from __future__ import annotations
 
 import signal
+import warnings
 
 from rio_bench.processes import ask_for_signal
 
 ask_for_signal(signal.SIGKILL)
+# Its standard error is the harness's terminal. Detectron2 scripts a function when it is imported.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)

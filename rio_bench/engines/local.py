@@ -62,7 +62,7 @@ class LocalEngine:
         main: Callable[[list[str]], int] | None = None,
         preload: Sequence[str] = PRELOAD,
     ) -> None:
-        """jobs: at most so many runs at a time. main: a worker's work, for tests; default: rio_bench.worker.main."""
+        """jobs: so many runs at a time, whatever was found. main: a worker's work, for tests; default: rio_bench.worker.main."""
         if execution.nodes_per_run > 1:
             raise UserError(f"execution.nodes_per_run: {execution.nodes_per_run} machines need --engine slurm")
         gpus = [] if device == "cpu" else visible_gpus()
@@ -71,7 +71,7 @@ class LocalEngine:
         self.device = "cuda" if gpus else "cpu"
         self._processes = execution.gpus_per_run
         self._slots = gpu_slots(gpus, execution) if gpus else cpu_slots(len(os.sched_getaffinity(0)), execution)
-        self._slots = self._slots[:jobs]
+        self._slots = in_turn(self._slots, jobs)
         self._threads = threads_per_process(self.device, len(self._slots) * self._processes)
         self._main = main
         self._context = multiprocessing.get_context("forkserver")
@@ -113,6 +113,11 @@ def cpu_slots(cores: int, execution: Execution) -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     processes = max(1, min(cores, memory // MEMORY_PER_RUN))
     return [""] * max(1, processes // execution.gpus_per_run)
+
+
+def in_turn(slots: list[str], jobs: int | None) -> list[str]:
+    """As many slots as were asked for, taking turns where these are more."""
+    return slots if jobs is None else [slots[number % len(slots)] for number in range(jobs)]
 
 
 def threads_per_process(device: str, processes: int) -> int:
