@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_serializer, 
 
 from rio_bench.datasets.own import DatasetChoice
 from rio_bench.errors import UserError, did_you_mean
+from rio_bench.search_config import SearchConfig
 from rio_bench.strategy import Strategy, load, name_of
 from rio_bench.strict import Model, explain, located, refuse_unknown_keys
 from rio_bench.yaml_source import Location, YamlSource
@@ -21,6 +22,8 @@ from rio_bench.yaml_source import Location, YamlSource
 Setting = tuple[str, Any, Location]  # key, value, place in the experiment file
 RECIPES = Path(__file__).parent / "detection" / "recipes"
 BACKBONES = RECIPES / "backbones"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+TRIED_COMBINATIONS = 1000  # of a search space, before one of its values is said to go with none of the others
 # Keys that decide which weights a model has: those of a base run fit only runs that share them.
 SHAPES_WEIGHTS = (
     *("dataset", "dataset.name", "dataset.train", "dataset.val"),
@@ -145,10 +148,11 @@ def canonical(config: RunConfig) -> dict[str, Any]:
 
 
 class Experiment(Model):
-    """One experiment file: what every run shares, and the axes of a grid.
+    """One experiment file: what every run shares, and the axes of a grid or the space of a search.
 
-    A key of ``run``, ``warm_start`` or ``grid`` is a field of RunConfig or a dotted path
+    A key of ``run``, ``warm_start``, ``grid`` or ``search.space`` is a field of RunConfig or a dotted path
     (``strategy.samples_per_class``).
+    ``variants`` are runs with a name: each overlays ``run`` with fields of its own, and has every cell of the grid.
     ``warm_start`` overlays a cell's own configuration: the base run whose weights the cell starts from.
     """
 
@@ -158,37 +162,101 @@ class Experiment(Model):
     run: dict[str, Any] = {}
     warm_start: dict[str, Any] | None = None
     execution: Execution = Execution()
+    variants: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    search: SearchConfig | None = None
 
     @cached_property
     def cells(self) -> tuple[RunConfig, ...]:
-        """The configurations of the grid, the last axis varying fastest."""
-        axes = [[(axis, index) for index in range(len(values))] for axis, values in self.grid.items()]
-        return tuple(self._cell(choice) for choice in itertools.product(*axes))
+        """The configurations of the variants and the grid, the last axis varying fastest; none of a search."""
+        if self.search is not None:
+            return ()
+        return tuple(cell for cells in self.cells_of_variants.values() for cell in cells)
+
+    @cached_property
+    def cells_of_variants(self) -> dict[str, tuple[RunConfig, ...]]:
+        """Each variant's cells by its name; those of a file without variants under the name ""."""
+        axes = [
+            [(axis, value, ("grid", axis, i)) for i, value in enumerate(values)] for axis, values in self.grid.items()
+        ]
+        variants: dict[str, list[Setting]] = {
+            name: [(key, value, ("variants", name, key)) for key, value in fields.items()]
+            for name, fields in self.variants.items()
+        }
+        return {
+            name: tuple(self._resolved([*own, *choice]) for choice in itertools.product(*axes))
+            for name, own in (variants or {"": []}).items()
+        }
+
+    @cached_property
+    def search_points(self) -> tuple[RunConfig, ...]:
+        """Configurations in which each choice and each bound of the search space occurs; none of a grid."""
+        axes = [] if self.search is None else self.search.candidates()
+        return tuple(
+            self._point(setting, [*axes[:i], *axes[i + 1 :]]) for i, axis in enumerate(axes) for setting in axis
+        )
+
+    def trial(self, params: Mapping[str, Any]) -> RunConfig:
+        """The configuration of a search's trial. Raises ValidationError where no run can have it."""
+        assert self.search is not None
+        return self._resolved(self.search.settings(params))
 
     @model_validator(mode="after")
     def _every_cell_is_a_run(self) -> Experiment:
-        for section, keys in (("run", self.run), ("grid", self.grid), ("warm_start", self.warm_start or {})):
+        variants: dict[Location, dict[str, Any]] = {("variants", name): own for name, own in self.variants.items()}
+        sections = {("run",): self.run, ("grid",): self.grid, ("warm_start",): self.warm_start or {}, **variants}
+        for section, keys in sections.items():
             if "warm_start" in keys:
-                raise located((section, "warm_start"), "belongs at the top of the file, beside run and grid")
+                raise located((*section, "warm_start"), "belongs at the top of the file, beside run and grid")
         for key in self.warm_start or {}:
             if key in SHAPES_WEIGHTS:
                 raise located(("warm_start", key), "is that of the runs which start from the base run: leave it out")
         for axis in self.grid:
-            if axis in self.run:
-                raise located(
-                    ("run", axis), f"is an axis of the grid, too: give it once (as an axis: grid.{axis}=[...])"
-                )
-        used = {name_of(cell.strategy) for cell in self.cells}
+            for section, keys in ((("run",), self.run), *variants.items()):
+                if axis in keys:
+                    raise located(
+                        (*section, axis), f"is an axis of the grid, too: give it once (as an axis: grid.{axis}=[...])"
+                    )
+        for key in self.run if variants else ():
+            if all(key in own for own in variants.values()):
+                raise located(("run", key), "has no effect: every variant sets it")
+        if self.search is not None:
+            self._check_search(self.search)
+        used = {name_of(config.strategy) for config in (*self.cells, *self.search_points)}
         if "baseline" in self.model_fields_set and self.baseline not in used:
             near = did_you_mean(self.baseline, used)
             raise located(("baseline",), f"no run of the experiment has the strategy '{self.baseline}'{near}")
         return self
 
-    def _cell(self, choice: Sequence[tuple[str, int]]) -> RunConfig:
-        settings: list[Setting] = [(key, value, ("run", key)) for key, value in self.run.items()]
-        settings += [(axis, self.grid[axis][index], ("grid", axis, index)) for axis, index in choice]
-        draft = Draft({}, {}).overlaid(settings)
+    def _check_search(self, search: SearchConfig) -> None:
+        for section, other in (("a grid", self.grid), ("variants", self.variants)):
+            if other:
+                raise located(("search",), f"a file has {section} or a search, not both: leave one of them out")
+        for key in search.space:
+            if key.partition(".")[0] not in RunConfig.model_fields:
+                raise located(("search", "space", key), f"unknown key{did_you_mean(key, RunConfig.model_fields)}")
+            if key == "warm_start":
+                raise located(("search", "space", key), "belongs at the top of the file, beside run and search")
+            if key in self.run:
+                raise located(("search", "space", key), "is set in run, too: give it once")
+        if search.pruner is not None and self.execution.evaluate_every is None:
+            raise located(("search", "pruner"), "prunes by intermediate evaluations: set execution.evaluate_every")
+
+    def _point(self, setting: Setting, others: Sequence[Sequence[Setting]]) -> RunConfig:
+        """A run that has the setting, with the first of the others' that go with it."""
+        refusal: ValidationError | None = None
+        for rest in itertools.islice(itertools.product(*others), TRIED_COMBINATIONS):
+            try:
+                return self._resolved([setting, *rest])
+            except ValidationError as error:
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _resolved(self, settings: Iterable[Setting]) -> RunConfig:
+        """``run`` with settings over it, and its base run's configuration."""
+        shared = [(key, value, ("run", key)) for key, value in self.run.items()]
+        draft = Draft({}, {}).overlaid([*shared, *settings])
         if self.warm_start is not None:
             base = draft.overlaid([(key, value, ("warm_start", key)) for key, value in self.warm_start.items()])
             return draft.resolve(warm_start=base.resolve())
@@ -222,14 +290,28 @@ class Draft:
 
     def resolve(self, warm_start: RunConfig | None = None) -> RunConfig:
         """The configuration. Raises ValidationError whose locations are places in the experiment file."""
+        fields = {**self.values, "warm_start": warm_start}
+        by_backbone = isinstance(fields.get("weights"), dict)
+        if by_backbone:
+            fields["weights"] = self._weights_of_backbone(fields["weights"])
         try:
-            config = RunConfig.model_validate({**self.values, "warm_start": warm_start})
+            config = RunConfig.model_validate(fields)
         except ValidationError as error:
             details = error.errors()[0]
             raise located(self._place(details["loc"]), explain(details)) from error
-        if config.weights is not None and not Path(config.weights).is_file():
+        # By backbone, they are looked for when runs are planned: the shipped files name what is still to be downloaded.
+        if config.weights is not None and not by_backbone and not Path(config.weights).is_file():
             raise located(self._place(("weights",)), f"no such file: {config.weights}")
         return config
+
+    def _weights_of_backbone(self, files: dict[str, Any]) -> Any:
+        for name in files:
+            if name not in backbones():
+                raise located(self._place(("weights", name)), f"unknown backbone{did_you_mean(name, backbones())}")
+        backbone = self.values.get("backbone")
+        if backbone in backbones() and backbone not in files:
+            raise located(self._place(("weights",)), f"no file for {backbone}: give one, or null for random weights")
+        return files.get(str(backbone))
 
     def _place(self, location: Location) -> Location:
         for length in range(len(location), 0, -1):
@@ -237,6 +319,21 @@ class Draft:
                 return (*self.places[location[:length]], *location[length:])
         inside = [place for path, place in self.places.items() if path[: len(location)] == location]
         return inside[0] if inside else ("run", *location)
+
+
+def load_recipe(name: str) -> RunConfig:
+    """The run that ``lvis_v0.5/r50_rio`` names: the variant r50_rio of a file in experiments/lvis_v0.5.
+
+    Raises UserError where there is none.
+    """
+    runs = {}
+    for file in sorted(EXPERIMENTS.glob("*/*.yaml")):
+        experiment = load_experiment(file)
+        for variant in experiment.variants:
+            runs[f"{file.parent.name}/{variant}"] = experiment.cells_of_variants[variant][0]
+    if name not in runs:
+        raise UserError(f"no recipe is named '{name}'{did_you_mean(name, runs)}")
+    return runs[name]
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

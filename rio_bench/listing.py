@@ -50,18 +50,29 @@ def print_backbones() -> None:
 
 
 def print_datasets() -> None:
-    rows = [(name, datasets.describe(name)) for name in datasets.names()]
-    _console().print(_table(("data set", ""), rows))
+    """Each data set's description, and what its files hold or what of them is missing."""
+    rows = []
+    for name in datasets.names():
+        try:
+            state = datasets.summary(name)
+        except UserError as error:
+            state = str(error).removeprefix(f"{name}: ")
+        rows += [(name, datasets.describe(name)), ("", state)]
+    console = _console()
+    console.print(_table(("data set", ""), rows))
+    console.print(Text("your own: dataset: {train: {json, images}, val: {json, images}}, as docs/datasets.md says"))
 
 
 def print_plan(plan: Plan, results: ResultFolder) -> None:
-    """The runs in their order; which have a result already."""
+    """The runs in their order; which have a result already; what the data sets hold."""
     done = {run.name for run in plan.runs if _has_result(run, results)}
+    with_variants = any(run.variant for run in plan.runs)
     rows = [
         (
             run.name,
             run.method,
-            run.config.dataset,
+            *([run.variant] if with_variants else []),
+            datasets.label(run.config.dataset),
             str(run.config.iterations),
             run.after or "",
             "yes" if run.name in done else "no",
@@ -69,7 +80,10 @@ def print_plan(plan: Plan, results: ResultFolder) -> None:
         for run in plan.runs
     ]
     console = _console()
-    console.print(_table(("run", "method", "data set", "iterations", "after", "has a result"), rows))
+    headings = ("run", "method", *(["variant"] if with_variants else []), "data set", "iterations", "after")
+    console.print(_table((*headings, "has a result"), rows))
+    for dataset in dict.fromkeys(run.config.dataset for run in plan.runs):
+        console.print(Text(f"{datasets.label(dataset)}: {datasets.summary(dataset)}"))
     console.print(
         Text(f"{plan.experiment}: {len(plan.runs)} runs, {len(plan.runs) - len(done)} without a result: {results.root}")
     )

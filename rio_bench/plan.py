@@ -6,24 +6,36 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rio_bench import datasets
 from rio_bench.config import Execution, Experiment, RunConfig, backbone_file, canonical, recipe_file
+from rio_bench.datasets.lvis import Dataset
 from rio_bench.errors import UserError
 from rio_bench.records import StoredPlan, StoredRun
+from rio_bench.search_config import SearchConfig
 from rio_bench.strategy import name_of
 from rio_bench.yaml_source import YamlSource
 
+MODEL_ZOO = {  # ImageNet weights of the publication's backbones, in Caffe2's colour order and scale as the recipes have
+    "R-50.pkl": "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl",
+    "R-101.pkl": "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-101.pkl",
+    "X-101-32x8d.pkl": "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/FAIR/X-101-32x8d.pkl",
+}
+LABEL_DIGITS = 4  # of a number that a search drew: 0.01234567890123 tells nobody more
 # Shown by the label's own parts, by the tables' columns, or following from the other fields.
 NOT_IN_LABEL = ("strategy", "classifier", "dataset", "backbone", "seed", "warm_start")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """``name`` is the folder's, ``method`` the label in tables, ``after`` the name of the base run it waits for."""
+    """``name`` is the folder's, ``method`` the label in tables, ``after`` the name of the base run it waits for.
+
+    ``variant`` is what the experiment file calls it, if it does.
+    """
 
     config: RunConfig
     identity: str
@@ -31,25 +43,52 @@ class PlannedRun:
     method: str
     after: str | None
     is_base: bool
+    variant: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of an experiment without duplicates, base runs first. ``baseline`` is a strategy's name."""
+    """The runs of an experiment without duplicates, base runs first. ``baseline`` is a strategy's name.
+
+    Those of a search's trials are not known beforehand: its plan holds the base run that they share, if they do.
+    """
 
     experiment: str
     baseline: str
     runs: tuple[PlannedRun, ...]
     execution: Execution = Execution()
+    search: SearchConfig | None = None
 
 
 def make_plan(experiment: Experiment) -> Plan:
-    """Raises UserError where a data set or a weights file cannot be read."""
+    """Raises UserError where a data set or a weights file cannot be read, or two data sets have one name."""
+    _refuse_one_name_for_two(config.dataset for config in (*experiment.cells, *experiment.search_points))
+    if experiment.search is not None:
+        plan_trial = trial_planner(experiment)
+        shared = {run.name: run for point in experiment.search_points for run in plan_trial(point) if run.is_base}
+        runs = list(shared.values()) if len(shared) == 1 else []
+    else:
+        variant_of = {
+            identity(cell): name for name in experiment.variants for cell in experiment.cells_of_variants[name]
+        }
+        runs = _planned_runs(experiment.cells, _method_labels(experiment.cells), variant_of)
+    return Plan(experiment.name, experiment.baseline, tuple(runs), experiment.execution, experiment.search)
+
+
+def trial_planner(experiment: Experiment) -> Callable[[RunConfig], list[PlannedRun]]:
+    """What gives the run of a search's trial by its configuration, with its base run first if it has one."""
+    method_label = _method_labels(experiment.search_points, LABEL_DIGITS)
+    return lambda config: _planned_runs([config], method_label, {})
+
+
+def _planned_runs(
+    configs: Iterable[RunConfig], method_label: Callable[[RunConfig], str], variant_of: Mapping[str, str]
+) -> list[PlannedRun]:
+    """The runs without duplicates, base runs first."""
     # By identity: a strategy's hyperparameters may be lists, which have no hash.
-    bases = {identity(cell.warm_start): cell.warm_start for cell in experiment.cells if cell.warm_start is not None}
-    cells = {identity(cell): cell for cell in experiment.cells}
-    method_label = _method_labels(experiment.cells)
-    runs = [
+    cells = {identity(config): config for config in configs}
+    bases = {identity(cell.warm_start): cell.warm_start for cell in cells.values() if cell.warm_start is not None}
+    return [
         PlannedRun(
             config=config,
             identity=key,
@@ -57,21 +96,25 @@ def make_plan(experiment: Experiment) -> Plan:
             method=method_label(config) + ("" if key in cells else ", base run"),
             after=None if config.warm_start is None else _run_name(config.warm_start),
             is_base=key not in cells,
+            variant=variant_of.get(key, ""),
         )
         for key, config in {**bases, **cells}.items()
     ]
-    return Plan(experiment.name, experiment.baseline, tuple(runs), experiment.execution)
 
 
 def select(plan: Plan, texts: Sequence[str]) -> Plan:
-    """The runs whose name or method contains one of the texts, and the base runs they wait for.
+    """The runs whose name, method or variant contains one of the texts, and the base runs they wait for.
 
     Raises UserError for a text that no run contains.
     """
+
+    def contains(run: PlannedRun, text: str) -> bool:
+        return any(text in part for part in (run.name, run.method, run.variant))
+
     for text in texts:
-        if not any(text in run.name or text in run.method for run in plan.runs):
+        if not any(contains(run, text) for run in plan.runs):
             raise UserError(f"--only {text}: no run's name contains it: {', '.join(run.name for run in plan.runs)}")
-    chosen = [run for run in plan.runs if any(text in run.name or text in run.method for text in texts)]
+    chosen = [run for run in plan.runs if any(contains(run, text) for text in texts)]
     wanted = {run.name for run in chosen} | {run.after for run in chosen}
     return replace(plan, runs=tuple(run for run in plan.runs if run.name in wanted))
 
@@ -102,6 +145,8 @@ def identity(config: RunConfig) -> str:
     Defaults are left out, so that a new field keeps old identities.
     """
     content: dict[str, Any] = canonical(config)
+    if not isinstance(config.dataset, str):
+        del content["dataset"]  # one's own files: neither their place nor their name counts
     content["dataset_fingerprint"] = _dataset_fingerprint(config.dataset)
     content["recipe_fingerprint"] = _recipe_fingerprint(recipe_file(config.recipe), backbone_file(config.backbone))
     if config.weights is not None:
@@ -115,8 +160,11 @@ def _run_name(config: RunConfig) -> str:
     return f"{name_of(config.strategy)}-{config.backbone}-seed{config.seed}-{identity(config)}"
 
 
-def _method_labels(configs: Sequence[RunConfig]) -> Callable[[RunConfig], str]:
-    """The label of a configuration: its strategy, and whatever differs within these configurations but columns."""
+def _method_labels(configs: Sequence[RunConfig], digits: int | None = None) -> Callable[[RunConfig], str]:
+    """The label of a configuration: its strategy, and whatever differs within these configurations but columns.
+
+    digits: of fractional numbers, significant ones; None: all.
+    """
     by_strategy: dict[str, list[RunConfig]] = {}
     for config in configs:
         by_strategy.setdefault(name_of(config.strategy), []).append(config)
@@ -130,12 +178,13 @@ def _method_labels(configs: Sequence[RunConfig]) -> Callable[[RunConfig], str]:
     def label(config: RunConfig) -> str:
         name = name_of(config.strategy)
         # What a run leaves at its default is left out: two runs that differ still have different labels.
-        text = name + _in_brackets(config.strategy, _stated(config.strategy, varying_hyperparameters.get(name, [])))
+        stated = _stated(config.strategy, varying_hyperparameters.get(name, []))
+        text = name + _in_brackets(config.strategy, stated, digits)
         if len(classifiers) > 1 or varying_temperature:
             text += f", {config.classifier.name}"
             if config.classifier.name == "cosine" and varying_temperature:
-                text += _in_brackets(config.classifier, ["temperature"])
-        return ", ".join([text, *_settings(config, varying_fields)])
+                text += _in_brackets(config.classifier, ["temperature"], digits)
+        return ", ".join([text, *_settings(config, varying_fields, digits)])
 
     return label
 
@@ -150,14 +199,19 @@ def _varying(models: Sequence[Any]) -> list[str]:
     return [field for field in type(models[0]).model_fields if len({_json(values[field]) for values in plain}) > 1]
 
 
-def _settings(model: Any, fields: Iterable[str]) -> list[str]:
-    values = {field: getattr(model, field) for field in fields}
-    return [f"{field}={'none' if value is None else value}" for field, value in values.items()]
+def _settings(model: Any, fields: Iterable[str], digits: int | None) -> list[str]:
+    return [f"{field}={_value_text(getattr(model, field), digits)}" for field in fields]
 
 
-def _in_brackets(model: Any, fields: Iterable[str]) -> str:
-    settings = _settings(model, fields)
+def _in_brackets(model: Any, fields: Iterable[str], digits: int | None) -> str:
+    settings = _settings(model, fields, digits)
     return f" ({', '.join(settings)})" if settings else ""
+
+
+def _value_text(value: Any, digits: int | None) -> str:
+    if isinstance(value, float) and digits is not None:
+        return f"{value:.{digits}g}"
+    return "none" if value is None else str(value)
 
 
 def _json(value: Any) -> str:
@@ -188,11 +242,19 @@ def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _dataset_fingerprint(name: str) -> str:
-    """Once a process: LVIS's annotation files have a gigabyte."""
-    from rio_bench import datasets
+def _dataset_fingerprint(dataset: str | Dataset) -> str:
+    """Once a process: a hundred thousand pictures are looked for. Raises UserError where a run could not use it."""
+    datasets.check(dataset)
+    return datasets.fingerprint(dataset)
 
-    return datasets.fingerprint(name)
+
+def _refuse_one_name_for_two(used: Iterable[str | Dataset]) -> None:
+    """Tables would show two data sets as one."""
+    fingerprints: dict[str, str] = {}
+    for dataset in used:
+        name = datasets.label(dataset)
+        if fingerprints.setdefault(name, _dataset_fingerprint(dataset)) != _dataset_fingerprint(dataset):
+            raise UserError(f"two data sets are called '{name}': give each a name of its own (dataset.name)")
 
 
 def _file_hash(path: str) -> str:
@@ -200,7 +262,9 @@ def _file_hash(path: str) -> str:
         status = os.stat(path)
         return _content_hash(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise UserError(f"weights: {path}: {error.strerror}") from error
+        place = MODEL_ZOO.get(Path(path).name)
+        download = f"; Detectron2's model zoo has it: {place}" if place else ""
+        raise UserError(f"weights: {path}: {error.strerror}{download}") from error
 
 
 @functools.cache
