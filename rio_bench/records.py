@@ -20,7 +20,9 @@ ROOT/runs/NAME/config.json       the run as planned: what the worker reads
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +70,7 @@ METRICS = {
     "AP.m.f": ("mask", "APf"),
 }
 
+LOCK_TRIALS, LOCK_PAUSE = 5, 0.02  # of a worker; seconds between them
 EVALUATION = "evaluation/"  # how an intermediate evaluation is named in a metrics file: evaluation/AP.b ...
 
 
@@ -187,6 +190,26 @@ class Holder(Stored):
     started: str  # ISO time with its zone
 
 
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the flock of a file; a reader may not be allowed to write.
+
+    Asked for as a shared one, so that two who look at the same time do not take each other for its holder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _below(name: str) -> cached_property[Path]:
     """A path of a run's folder, made when asked for: a table of 10,000 runs needs one path of each."""
     return cached_property(lambda folder: folder.path / name)
@@ -235,22 +258,27 @@ class RunFolder:
 
     def lock_as_worker(self) -> FileLock | None:
         """Take the run for the worker that does it; None where another one does."""
-        return take_lock(self.worker_lock_file)
+        for _ in range(LOCK_TRIALS):
+            lock = take_lock(self.worker_lock_file)
+            if lock is not None:
+                return lock
+            time.sleep(LOCK_PAUSE)  # who looks whether a run is worked on holds its lock for a moment
+        return None
 
     def is_worked_on(self) -> bool:
         """Whether a worker does the run now, on this machine or another."""
-        if not self.worker_lock_file.exists():
-            return False
-        lock = take_lock(self.worker_lock_file)
-        if lock is None:
-            return True
-        lock.release()
-        return False
+        return _is_locked(self.worker_lock_file)
+
+    def is_given_out(self) -> bool:
+        """Whether a harness has the run: a worker does it, or is to begin."""
+        return _is_locked(self.lock_file)
 
     def read_holder(self) -> Holder | None:
         """Who does the run now; None where nobody does."""
-        if not self.is_worked_on():
-            return None
+        return self.read_last_holder() if self.is_worked_on() else None
+
+    def read_last_holder(self) -> Holder | None:
+        """Who does the run now, or did it last; None where that is not known."""
         try:
             return read_stored(self.worker_lock_file, Holder)
         except RecordError:  # taken a moment ago: nothing is written yet
@@ -347,6 +375,10 @@ class ResultFolder:
         """Read experiment.json; None where there is none."""
         return read_stored(self.plan_file, StoredPlan)
 
+    def folder_names(self) -> list[str]:
+        """The runs that have a folder, sorted."""
+        return sorted(os.listdir(self.runs)) if self.runs.is_dir() else []
+
     def write_search(self, search: StoredSearch) -> None:
         """Write search.json."""
         write_atomically(self.search_file, to_json(search))
@@ -369,7 +401,7 @@ class ResultFolder:
         runs = plan.runs if plan else ()
         labels = {run.identity: run.method for run in runs}
         identities = {run.name: run.identity for run in runs}
-        for name in sorted(os.listdir(self.runs)) if self.runs.is_dir() else []:
+        for name in self.folder_names():
             try:
                 record = self.run(name).read_record(identities.get(name))
             except RecordError as error:
