@@ -111,6 +111,17 @@ class Range(Model):
     def value_of(self, param: Any) -> Any:
         return param
 
+    def param_of(self, value: Any) -> int | float | None:
+        """The parameter that gives a field's value; None where the range does not hold it."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.highest:
+            return None
+        if self.is_whole and value != int(value):
+            return None
+        steps = 0 if self.step is None else (value - self.low) / self.step
+        if abs(steps - round(steps)) > 1e-9:
+            return None
+        return int(value) if self.is_whole else value
+
 
 Axis = Choices | Range
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from rio_bench.files import FileLock, RecordError, take_lock
 LOCK_POLL_SECONDS = 0.01
 LOCK_PATIENCE_SECONDS = 60.0  # it is held for milliseconds
 OPENING_ATTEMPTS = 3
+# Attributes of a trial in the study
+RUN = "run"  # the name of its run
+FOLDER = "folder"  # which result folder that lies in, where several share a database
+REFUSED = "refused"  # why no run can have its parameters
 
 
 class StudyLock:
@@ -180,13 +185,18 @@ def masked(url: str) -> str:
     return parsed.update_query_dict(secrets).render_as_string(hide_password=True).replace("%2A", "*")
 
 
+def dashboard_command(place: str) -> str:
+    """The line that shows the studies of a storage; a database's password is to be filled in."""
+    return f"optuna-dashboard {shlex.quote(place)}"
+
+
 @contextmanager
 def errors_told(place: str) -> Iterator[None]:
     """What a storage raises as a UserError of one line; `place` names the storage."""
     try:
         yield
     except OSError as error:
-        raise RecordError(f"{place}: cannot be written: {error.strerror}") from error
+        raise RecordError(f"{error.filename or place}: {error.strerror}") from error
     except (StorageInternalError, SQLAlchemyError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         raise UserError(f"{place}: {_one_line(getattr(cause, 'orig', None) or cause or error)}") from error
