@@ -110,18 +110,36 @@ def table(
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.terminal,
 ) -> None:
     """Print the comparison table of the results that are there."""
-    from rio_bench.records import ResultFolder
+    from rio_bench.find import experiment_folder
     from rio_bench.report import tables
 
-    if experiment.is_dir():
-        folder = ResultFolder(experiment)
-    else:
-        from rio_bench.config import load_experiment
+    print(tables.render(experiment_folder(experiment, results), format.value))
 
-        folder = ResultFolder(results / load_experiment(experiment).name)
-    if not folder.plan_file.exists():
-        raise UserError(f"{folder.root}: no results there: run `rio_bench run EXPERIMENT.yaml` first")
-    print(tables.render(folder, format.value))
+
+@app.command()
+def status(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file or a result folder.")],
+    results: Results = Path("results"),
+    everything: Annotated[bool, typer.Option("--all", help="Every run, however many there are.")] = False,
+) -> None:
+    """Print which runs are done, running (where, how far, time left), waiting or failed (why)."""
+    from rio_bench.find import experiment_folder
+    from rio_bench.status import print_status
+
+    print_status(experiment_folder(experiment, results), everything)
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run's name, a part of it that no other has, or its folder.")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    results: Results = Path("results"),
+) -> None:
+    """Print the log of a run."""
+    from rio_bench.find import find_run
+    from rio_bench.logs import follow_log, print_log
+
+    (follow_log if follow else print_log)(find_run(run, results))
 
 
 @app.command()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,33 +22,43 @@ from rio_bench.records import EVALUATION
 
 TAIL_BYTES = 16_384  # far more than two lines of a metrics file
 PLAIN_PERIOD = 30.0  # seconds between two plain lines about a running run
-STATES = ("finished", "reused", "pruned", "running", "held", "waiting", "failed", "stopped")
+SUMMARY_PERIOD = 300.0  # seconds between two plain lines that count the runs
+THINNING = 20  # plain lines come at a twentieth of the time so far, so that days of running do not fill a log
+STATES = ("finished", "reused", "pruned", "running", "queued", "held", "waiting", "failed", "stopped", "unreadable")
 SHOWN_IN_FULL = 16  # a plan of so few runs is shown whole; of a longer one what runs, failed, and ended last
+ENDED_SHOWN = 5
+IDENTITY = re.compile(r"(?<=-)([0-9a-f]{6})[0-9a-f]{10}$")  # at the end of a run's name, and what is kept of it
+NAME_WIDTH = 30  # columns that a name gets where columns can be left out for it
+PLACE_WIDTH = 14  # that where a run is, or when it ended, gets at least
+LEFT_OUT_FIRST = ("loss", "time")  # in a narrow terminal
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a worker is. phase: starting, training, evaluating; done: iterations finished; loss: the last one told;
-    evaluation: the last intermediate one, its iteration and its values by the tables' columns."""
+    evaluation: the last intermediate one, its iteration and its values by the tables' columns; pace: seconds an
+    iteration as the worker measured them."""
 
     phase: str = "starting"
     done: int = 0
     loss: float | None = None
     evaluation: tuple[int, dict[str, float | None]] | None = None
+    pace: float | None = None
 
 
 @dataclass
 class RunView:
-    """What a display shows of a run. Times are seconds on time.monotonic()'s clock."""
+    """What a display shows of a run. Times are seconds on one clock, which is the caller's choice."""
 
     name: str
     iterations: int
-    state: str = "waiting"  # one of STATES; held: another harness is doing it
+    state: str = "waiting"  # one of STATES; held: another harness is doing it; queued: no worker has begun yet
     progress: Progress = Progress()
     seconds_left: float | None = None  # of training
     started: float | None = None
     ended: float | None = None
     where: str = ""  # the slot or the machine
+    when: str = ""  # when it ended, for people
     ap: float | None = None  # box AP
     reason: str = ""  # why it failed
 
@@ -63,7 +75,7 @@ def read_progress(tail: bytes) -> Progress:
 
     A torn last line, a cut first one (neither is JSON) and lines of anything else are passed over.
     """
-    phase, done, loss, evaluation = None, 0, None, None
+    phase, done, loss, evaluation, pace = None, 0, None, None, None
     for line in reversed(tail.split(b"\n")):
         try:
             values = json.loads(line)
@@ -76,21 +88,26 @@ def read_progress(tail: bytes) -> Progress:
         if not isinstance(values.get("iteration"), int):
             continue
         done = done or values["iteration"] + 1
-        loss = values.get("total_loss") if loss is None else loss
+        loss = _number(values.get("total_loss")) if loss is None else loss
+        pace = _number(values.get("time")) if pace is None else pace
         measured = {key.removeprefix(EVALUATION): value for key, value in values.items() if key.startswith(EVALUATION)}
         if measured and evaluation is None:
             evaluation = values["iteration"], measured
-    return Progress(phase or ("training" if done else "starting"), done, loss, evaluation)
+    return Progress(phase or ("training" if done else "starting"), done, loss, evaluation, pace)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def read_tail(path: Path, first_byte: int = 0) -> bytes:
-    """The last TAIL_BYTES of a file, but nothing before `first_byte`; empty where there is no file."""
+    """The last TAIL_BYTES of a file, but nothing before `first_byte`; empty where none can be read."""
     try:
         with open(path, "rb") as file:
             end = file.seek(0, 2)
             file.seek(max(first_byte, end - TAIL_BYTES))
             return file.read()
-    except FileNotFoundError:
+    except OSError:
         return b""
 
 
@@ -108,21 +125,23 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def summary(views: Sequence[RunView], elapsed: float) -> str:
+def summary(views: Sequence[RunView], elapsed: float | None = None) -> str:
     """One line that counts the runs by their state."""
     counts = Counter(view.state for view in views)
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    return " · ".join([f"{len(views)} runs", *parts, f"{clock(elapsed)} elapsed"])
+    took = [] if elapsed is None else [f"{clock(elapsed)} elapsed"]
+    return " · ".join([f"{len(views)} runs", *parts, *took])
 
 
 class PlainDisplay:
-    """A line at each change of state, and one a running run every 30 seconds: for logs and pipes."""
+    """For logs and pipes: a line at each change of state, now and then one a running run, and one that counts them."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._start = time.monotonic()
         self._states: dict[str, str] | None = None  # None: nothing was told yet
         self._told: dict[str, float] = {}
+        self._counted = self._start  # when the runs were counted last
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -142,14 +161,23 @@ class PlainDisplay:
             self._states = {view.name: view.state for view in views}
         for view in views:
             changed = self._states.get(view.name) != view.state
-            due = view.state == "running" and now - self._told.get(view.name, -PLAIN_PERIOD) >= PLAIN_PERIOD
-            if not changed and not due:
+            if not changed and not self._is_due(view, now):
                 continue
             self._states[view.name], self._told[view.name] = view.state, now
-            self.note(f"[{clock(now - self._start)}] {view.name}: {_sentence(view)}")
+            self.note(f"[{clock(now - self._start)}] {view.name}: {sentence(view)}")
+        if now - self._counted >= max(SUMMARY_PERIOD, (now - self._start) / THINNING):
+            self._counted = now
+            self.note(f"[{clock(now - self._start)}] {summary(views)}")
+
+    def _is_due(self, view: RunView, now: float) -> bool:
+        if view.state != "running":
+            return False
+        told = self._told.get(view.name)
+        return told is None or now - told >= max(PLAIN_PERIOD, (now - (view.started or now)) / THINNING)
 
 
-def _sentence(view: RunView) -> str:
+def sentence(view: RunView) -> str:
+    """How a run is, in words."""
     if view.state == "running" and view.progress.phase == "training":
         parts = [f"iteration {view.progress.done}/{view.iterations}"]
         if view.progress.loss is not None:
@@ -158,10 +186,10 @@ def _sentence(view: RunView) -> str:
             parts.append(f"{clock(view.seconds_left)} left")
         return ", ".join(parts)
     if view.state == "running":
-        return view.progress.phase
-    if view.state == "finished" and view.started is not None and view.ended is not None:
-        ap = "" if view.ap is None else f", AP.b {view.ap:.1f}"
-        return f"finished in {clock(view.ended - view.started)}{ap}"
+        return f"{view.progress.phase} on {view.where}" if view.where else view.progress.phase
+    if view.state == "finished":
+        took = "" if view.started is None or view.ended is None else f" in {clock(view.ended - view.started)}"
+        return f"finished{took}" + ("" if view.ap is None else f", AP.b {view.ap:.1f}")
     return f"{view.state}: {view.reason}" if view.reason else view.state
 
 
@@ -172,6 +200,7 @@ class TableDisplay:
         self._console = console
         self._start = time.monotonic()
         self._live = Live(console=console, auto_refresh=False)
+        self._told: set[str] = set()  # failed runs whose reason stands above the table
 
     def __enter__(self) -> TableDisplay:
         self._live.__enter__()
@@ -187,51 +216,111 @@ class TableDisplay:
         self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, views: Sequence[RunView]) -> None:
-        """Draw the table anew."""
+        """Draw the table anew; why a run failed is told above it, once."""
         now = time.monotonic()
-        rows = self._console.height - 6  # the frame of the table and the summary
-        shown = run_table(rows_to_show(views, rows), now)
+        for view in views:
+            if view.state == "failed" and view.name not in self._told:
+                self._told.add(view.name)
+                self.note(f"{view.name}: {sentence(view)}")
+        rows = self._console.height - 4  # the headings, the summary, a line above the table and the cursor's
+        shown = run_table(rows_to_show(views, rows), now, self._console.width)
         self._live.update(Group(shown, Text(summary(views, now - self._start))), refresh=True)
 
 
 def rows_to_show(views: Sequence[RunView], rows: int) -> list[RunView]:
     """The runs that a table of so many rows shows, in the plan's order: all, or what runs, failed, and ended last."""
+    rows = max(rows, 1)
     if len(views) <= min(rows, SHOWN_IN_FULL):
         return list(views)
     running = [view for view in views if view.state == "running"]
-    failed = [view for view in views if view.state == "failed"]
-    ended = sorted((view for view in views if view.state == "finished"), key=lambda view: view.ended or 0)
-    chosen = [*running, *reversed(failed), *reversed(ended[-5:])][: max(rows, 1)]
+    failed = _last_ended_first(views, ("failed", "unreadable"))
+    begun = [view for view in views if view.state in ("held", "queued")]
+    ended = _last_ended_first(views, ("finished", "pruned", "stopped"))
+    failed_at_least = min(len(failed), rows // 3)  # however many run
+    chosen = running[: rows - failed_at_least]
+    for group in (failed, begun, ended[:ENDED_SHOWN]):
+        chosen += group[: rows - len(chosen)]
     names = {view.name for view in chosen}
     return [view for view in views if view.name in names]
 
 
-def run_table(views: Sequence[RunView], now: float) -> Table:
-    """The table of some runs."""
-    table = Table(expand=False)
+def _last_ended_first(views: Sequence[RunView], states: tuple[str, ...]) -> list[RunView]:
+    return sorted((view for view in views if view.state in states), key=lambda view: view.ended or 0, reverse=True)
+
+
+def run_table(views: Sequence[RunView], now: float, width: int | None = None) -> Table:
+    """The table of some runs, for a terminal of `width` columns; None: as wide as it needs to be.
+
+    What is empty throughout is left out. Where names do not fit, the least needed columns are left out, then parts of
+    the names.
+    """
+    columns = {heading: cells for heading, cells in _columns(views, now).items() if any(cells)}
+    names = [view.name for view in views]
+    places = columns.pop("where or when", [])
+    place_width = None
+    if width is not None:
+        place_width = PLACE_WIDTH if places else 0
+        for heading in LEFT_OUT_FIRST:
+            if _room(width, columns, place_width) < min(NAME_WIDTH, max(map(len, names), default=0)):
+                columns.pop(heading, None)
+        names = shorten(names, max(_room(width, columns, place_width), 1))
+        place_width += max(0, _room(width, columns, place_width) - max(map(len, names), default=0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", no_wrap=True, overflow="ellipsis")
-    table.add_column("state", no_wrap=True)
-    for heading in ("iteration", "loss", "time", "left", "AP.b"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    styles = {"failed": "red", "running": "bold", "waiting": "dim", "held": "dim"}
-    for view in views:
-        table.add_row(*_cells(view, now), style=styles.get(view.state, ""))
+    for heading in columns:
+        justify: Literal["left", "right"] = "left" if heading == "state" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    if places:
+        table.add_column("where or when", no_wrap=True, overflow="ellipsis", max_width=place_width)
+    styles = {"failed": "red", "unreadable": "red", "running": "bold", "waiting": "dim", "held": "dim", "queued": "dim"}
+    for view, *cells in zip(views, names, *columns.values(), *([places] if places else []), strict=True):
+        table.add_row(*map(Text, cells), style=styles.get(view.state, ""))
     return table
 
 
-def _cells(view: RunView, now: float) -> list[Text]:
+def _room(width: int, columns: dict[str, list[str]], place_width: int) -> int:
+    """Columns of the terminal that are left for names."""
+    widths = [max(map(len, [heading, *cells])) for heading, cells in columns.items()]
+    return width - sum(widths) - 2 * len(widths) - (place_width + 2 if place_width else 0)
+
+
+def shorten(names: Sequence[str], width: int) -> list[str]:
+    """Names of runs in so many columns: of identities the first six digits, then less of the strategy.
+
+    An identity's digits stay: they alone tell the runs of a search apart, and `rio_bench logs` takes them for a name.
+    """
+    if max(map(len, names), default=0) <= width:
+        return list(names)
+    return [_cut(IDENTITY.sub(r"\1", name), width) for name in names]
+
+
+def _cut(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    kept = width - 1
+    strategy, dash, rest = name.partition("-")
+    end = max(kept // 2, min(len(dash + rest), kept - 4))
+    return f"{name[: kept - end]}…{name[len(name) - end :]}"
+
+
+def _columns(views: Sequence[RunView], now: float) -> dict[str, list[str]]:
+    """The cells of a table by their headings, without the names."""
+    rows = [_cells(view, now) for view in views]
+    return {heading: [row[heading] for row in rows] for heading in (rows[0] if rows else ())}
+
+
+def _cells(view: RunView, now: float) -> dict[str, str]:
     running = view.state == "running"
     began = running and view.progress.phase != "starting"
-    cells: list[Any] = [
-        view.name,
-        view.progress.phase if running else view.state,
-        f"{view.progress.done}/{view.iterations}" if began else str(view.iterations),
-        f"{view.progress.loss:.3f}" if began and view.progress.loss is not None else "",
-        clock((view.ended or now) - view.started) if view.started is not None else "",
-        clock(view.seconds_left) if running and view.seconds_left is not None else "",
-        f"{view.ap:.1f}" if view.ap is not None else "",
-    ]
-    return [Text(cell) for cell in cells]
+    return {
+        "state": view.progress.phase if running else view.state,
+        "iteration": f"{view.progress.done}/{view.iterations}" if began else str(view.iterations),
+        "loss": f"{view.progress.loss:.3f}" if began and view.progress.loss is not None else "",
+        "time": clock((now if running else view.ended or now) - view.started) if view.started is not None else "",
+        "left": clock(view.seconds_left) if running and view.seconds_left is not None else "",
+        "AP.b": f"{view.ap:.1f}" if view.ap is not None else "",
+        "where or when": view.where if running else view.when,
+    }
 
 
 def make_display() -> PlainDisplay | TableDisplay:
