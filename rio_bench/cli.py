@@ -26,6 +26,10 @@ list_app = typer.Typer(help="What an experiment file can name.", no_args_is_help
 app.add_typer(list_app, name="list")
 
 Results = Annotated[Path, typer.Option("--results", help="The folder that holds a result folder for each experiment.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: iterations=20, grid.seed=[0,1]. Repeatable."),
+]
 
 
 class Device(StrEnum):
@@ -45,10 +49,7 @@ def run(
     file: Annotated[Path, typer.Argument(help="An experiment file (YAML).")],
     results: Results = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: iterations=20, grid.seed=[0,1]. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="TEXT", help="Only runs whose name or method contains it. Repeatable."),
@@ -140,6 +141,42 @@ def logs(
     from rio_bench.logs import follow_log, print_log
 
     (follow_log if follow else print_log)(find_run(run, results))
+
+
+class AnalysisFormat(StrEnum):
+    terminal = "terminal"
+    md = "md"
+    csv = "csv"
+
+
+class AnalysisRows(StrEnum):
+    bucket = "bucket"
+    category = "category"
+
+
+@app.command()
+def analyze(
+    file: Annotated[Path, typer.Argument(help="An experiment file (YAML).")],
+    overrides: Overrides = None,
+    by: Annotated[AnalysisRows, typer.Option(help="Means over buckets, or each category.")] = AnalysisRows.bucket,
+    format: Annotated[AnalysisFormat, typer.Option(help="How to print it.")] = AnalysisFormat.terminal,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the figure, too: a PNG, SVG or PDF file.", show_default="no figure"),
+    ] = None,
+) -> None:
+    """Print what each strategy of an experiment makes of its data set, without training."""
+    from rio_bench.config import load_experiment
+    from rio_bench.report import analysis, analysis_figure, analysis_tables
+
+    if output is not None:
+        analysis_figure.check_output(output)
+    experiment = load_experiment(file, overrides or [])
+    analyses = analysis.analyze([*experiment.cells, *experiment.search_points])
+    print(analysis_tables.render(analyses, by.value, format.value))
+    if output is not None:
+        analysis_figure.write(analyses, output)
+        print(f"figure: {output}", file=sys.stderr)
 
 
 @app.command()
