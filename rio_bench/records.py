@@ -47,6 +47,8 @@ class Metrics(Stored):
     """LVIS average precision in percent (0..100); None where no category has ground truth.
 
     APr, APc, APf: the mean over the rare, common and frequent categories. per_category: category name -> AP.
+    AP_fixed and its buckets: with the 10,000 best detections of a category and no limit an image (arXiv 2102.01066);
+    None too in records from before it was measured.
     """
 
     AP: float | None
@@ -55,6 +57,10 @@ class Metrics(Stored):
     APr: float | None
     APc: float | None
     APf: float | None
+    AP_fixed: float | None = None
+    APr_fixed: float | None = None
+    APc_fixed: float | None = None
+    APf_fixed: float | None = None
     per_category: dict[str, float | None]
 
 
