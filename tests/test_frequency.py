@@ -54,7 +54,8 @@ def test_a_category_out_of_bounds_is_refused(category: int):
 
 def test_pairs_follow_the_records_when_empty_images_are_skipped(tmp_path: Path):
     def annotation(number: int, image: int, category: int) -> dict:
-        return {"id": number, "image_id": image, "category_id": category, "bbox": [0, 0, 2, 2], "segmentation": []}
+        shape = {"bbox": [0, 0, 2, 2], "segmentation": [[0, 0, 2, 0, 2, 2]]}
+        return {"id": number, "image_id": image, "category_id": category, **shape}
 
     content = {
         "categories": [{"id": number, "name": f"c{number}", "frequency": "r"} for number in (4, 9)],

@@ -196,7 +196,7 @@ def has_mask(entry: AnyObject) -> bool:
     """Whether an object has run lengths, or polygons of 3 points or more."""
     try:
         mask = _MASK.decode(entry.segmentation)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return isinstance(mask, RunLengths) or not any(len(polygon) % 2 for polygon in mask)
 

@@ -178,7 +178,7 @@ def read_annotations(path: Path, model: type[FileModel]) -> FileModel:
         raise UserError(f"{path}: the annotation file cannot be read ({error.strerror})") from error
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: not a file in the LVIS format: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: the annotation file is not JSON ({error})") from error
 
 
