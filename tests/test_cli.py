@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rio_bench import cli, scheduler
+from rio_bench import cli, scheduler, tasks
+from rio_bench.engines import Engine
 from rio_bench.records import Metrics, Record, ResultFolder
 
 GOOD = """\
@@ -264,20 +265,21 @@ def test_dry_run_tells_which_runs_have_a_result(main: Main) -> None:
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
-        (scheduler.Outcome(finished=["a"]), 0),
-        (scheduler.Outcome(reused=["a"]), 0),
-        (scheduler.Outcome(failed=[scheduler.Failure("a", "exit status 1", Path("runs/a/log.txt"))]), 1),
-        (scheduler.Outcome(stopped=["a"]), 130),
+        (tasks.Outcome(finished=["a"]), 0),
+        (tasks.Outcome(reused=["a"]), 0),
+        (tasks.Outcome(failed=[tasks.Failure("a", "exit status 1", Path("runs/a/log.txt"))]), 1),
+        (tasks.Outcome(stopped=["a"]), 130),
+        (tasks.Outcome(finished=["a"], pruned=["b"]), 0),
     ],
-    ids=["finished", "reused", "failed", "stopped"],
+    ids=["finished", "reused", "failed", "stopped", "pruned"],
 )
 def test_exit_status_and_failures(
-    main: Main, monkeypatch: pytest.MonkeyPatch, outcome: scheduler.Outcome, status: int
+    main: Main, monkeypatch: pytest.MonkeyPatch, outcome: tasks.Outcome, status: int
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run_experiment(plan: Any, results: ResultFolder, **options: Any) -> scheduler.Outcome:
-        seen.update(runs=len(plan.runs), root=results.root, **options)
+    def run_experiment(plan: Any, results: ResultFolder, engine: Engine, **options: Any) -> tasks.Outcome:
+        seen.update(runs=len(plan.runs), root=results.root, device=engine.device, slots=engine.slots(), **options)
         return outcome
 
     monkeypatch.setattr(scheduler, "run_experiment", run_experiment)
@@ -286,7 +288,7 @@ def test_exit_status_and_failures(
     Path("good.yaml").write_text(GOOD)
     code, out, err = main("run", "good.yaml", "--results", "there", "--device", "cpu", "--jobs", "3")
     assert code == status
-    assert (seen["runs"], seen["root"], seen["device"], seen["jobs"]) == (2, Path("there/good"), "cpu", 3)
+    assert (seen["runs"], seen["root"], seen["device"], seen["slots"]) == (2, Path("there/good"), "cpu", 3)
     assert ("THE TABLE" in out) == bool(outcome.finished or outcome.reused)
     assert ("failed: a: exit status 1; log: runs/a/log.txt" in err) == bool(outcome.failed)
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from rio_bench.records import (
     Attempt,
+    Holder,
     Metrics,
     Record,
     RecordError,
@@ -26,6 +27,7 @@ from rio_bench.records import (
     StoredPlan,
     StoredRun,
     append_json_line,
+    to_json,
     write_atomically,
 )
 
@@ -209,23 +211,45 @@ def test_a_lock_is_held_by_one(folder: RunFolder) -> None:
     again.release()
 
 
-def test_a_lock_lasts_as_long_as_the_child_it_was_handed_to(folder: RunFolder) -> None:
-    lock = folder.lock()
-    assert lock is not None
-    child = subprocess.Popen(["sleep", "60"], pass_fds=[lock.descriptor])
-    bystander = subprocess.Popen(["sleep", "60"])
-    lock.release()
+HOLD = """
+import sys, time
+from rio_bench.records import RunFolder
+from pathlib import Path
+lock = RunFolder(Path(sys.argv[1])).lock_as_worker()
+print("held" if lock else "taken", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_is_taken_as_long_as_its_worker_lives(folder: RunFolder) -> None:
+    assert not folder.is_worked_on()
+    worker = subprocess.Popen([sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True)
     try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "held\n"
+        assert folder.is_worked_on()
         assert folder.lock() is None
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        assert folder.lock_as_worker() is None
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
         free = folder.lock()
         assert free is not None
         free.release()
     finally:
-        for process in (child, bystander):
-            process.kill()
-            process.wait()
+        worker.kill()
+        worker.wait()
+
+
+def test_who_does_a_run_is_told_while_it_is_done(folder: RunFolder) -> None:
+    holder = Holder(host="node7", pid=12, device="cuda", started="2026-01-01T00:00:00+00:00")
+    lock = folder.lock_as_worker()
+    assert lock is not None
+    assert folder.read_holder() is None  # taken a moment ago
+    lock.write(to_json(holder))
+    assert folder.read_holder() == holder
+    lock.write(to_json(holder.model_copy(update={"host": "n"})))
+    lock.release()
+    assert folder.read_holder() is None
 
 
 def test_the_plan_comes_back_and_another_experiment_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rio_bench import worker
-from rio_bench.config import RunConfig, canonical
+from rio_bench import processes, worker
+from rio_bench.config import Execution, RunConfig, canonical
 from rio_bench.datasets.lvis import Category, Dataset, LVISSplit, Split
 from rio_bench.errors import UserError
 from rio_bench.records import Metrics, RunFolder, StoredRun
@@ -38,6 +37,7 @@ def folder_of(path: Path, run: RunConfig) -> RunFolder:
         is_base=False,
         after=None,
         config=canonical(run),
+        execution={"keep": "all"},
     )
     folder.write_run(stored)
     return folder
@@ -70,19 +70,21 @@ class Detector:
             "rio_bench.datasets.lvis.read_split", lambda split, skip_empty: self._splits[split, skip_empty]
         )
 
-    def _train(self, config: RunConfig, cfg: Any, model: Any, records: Any, frequency: Any, **rest: Any) -> float:
-        self.calls.append(("train", (config, cfg, model, len(records), frequency, rest)))
-        rest["metrics_file"].write_text('{"iteration": 9, "total_loss": 1.0}\n')
+    def _train(
+        self, config: RunConfig, cfg: Any, model: Any, records: Any, frequency: Any, folder: RunFolder, **rest: Any
+    ) -> float:
+        self.calls.append(("train", (config, cfg, model, len(records), frequency, folder.path, rest)))
+        folder.metrics_file.write_text('{"iteration": 9, "total_loss": 1.0}\n')
         if self.error is not None:
             raise self.error
         return 4.5
 
-    def _detect(self, model: Any, cfg: Any, split: LVISSplit, device: str) -> list[dict]:
+    def _detect(self, model: Any, cfg: Any, split: LVISSplit, device: str, path: Path) -> None:
         self.calls.append(("detect", ([record["image_id"] for record in split.records], device)))
-        return [{"image_id": 100}]
+        path.write_text("what was detected")
 
-    def _lvis_ap(self, annotations: Path, detections: list[dict]) -> dict[str, Metrics]:
-        self.calls.append(("lvis_ap", (annotations, detections)))
+    def _lvis_ap(self, annotations: Path, detections: Path) -> dict[str, Metrics]:
+        self.calls.append(("lvis_ap", (annotations, detections.read_text())))
         return {"box": MEASURED, "mask": MEASURED.model_copy(update={"AP": 11.0})}
 
 
@@ -99,11 +101,13 @@ def test_a_run_is_trained_evaluated_and_recorded(tmp_path: Path, detector: Detec
 
     (_, trained), detected, measured = detector.calls
     cfg, frequency = ("cfg", 1, "cpu"), ("counts", 8)
-    files = {"last_checkpoint": folder.last_checkpoint, "final_weights": folder.final_weights}
-    files |= {"metrics_file": folder.metrics_file, "initial_weights": weights}
-    assert trained == (run, cfg, ("model", cfg, frequency), 8, frequency, files)
+    *given, options = trained
+    assert given == [run, cfg, ("model", cfg, frequency), 8, frequency, folder.path]
+    assert (options["initial_weights"], options["execution"]) == (weights, Execution(keep="all"))
+    assert not options["stop"]()
     assert detected == ("detect", ([100], "cpu"))
-    assert measured == ("lvis_ap", (Path("val.json"), [{"image_id": 100}]))
+    assert measured == ("lvis_ap", (Path("val.json"), "what was detected"))
+    assert folder.detections_file.exists()
     assert folder.metrics_file.read_text().splitlines()[-1] == '{"phase": "evaluate"}'
 
     record = folder.read_record("00ff")
@@ -168,38 +172,34 @@ def test_a_folder_without_a_valid_configuration_is_told(tmp_path: Path, capsys: 
     assert "not_installed" in line
 
 
-def test_a_worker_whose_harness_is_gone_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), processes.BAD_INPUT),
+        (OSError(errno.EIO, "Input/output error"), processes.TRY_AGAIN),
+        (ConnectionResetError("by peer"), processes.TRY_AGAIN),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), processes.TRY_AGAIN),
+        (RuntimeError("shapes differ"), 1),
+    ],
+)
+def test_the_exit_status_tells_whether_a_retry_may_help(
+    tmp_path: Path, detector: Detector, error: Exception, status: int
+) -> None:
     folder = folder_of(tmp_path, config())
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    command = [sys.executable, "-m", "rio_bench.worker", str(folder.path), "--device", "cpu", "--parent", str(gone.pid)]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert (answer.returncode, answer.stdout) == (1, "")
-    assert answer.stderr == "error: the harness that started this run is gone\n"
+    detector.error = error
+    assert worker.main([str(folder.path), "--device", "cpu"]) == status
 
 
-def test_the_revision_is_this_checkouts_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.check_output(["git", "-C", str(tmp_path), *who, *arguments], text=True).strip()
-
-    module = tmp_path / "site-packages" / "worker.py"
-    module.parent.mkdir()
-    module.write_text("one")
-    monkeypatch.setattr(worker, "__file__", str(module))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert worker.code_state() == {"revision": None, "dirty": None}
-
-    git("init", "-q")
-    (tmp_path / "theirs").write_text("")
-    git("add", "theirs")
-    git("commit", "-qm", "theirs")
-    assert worker.code_state() == {"revision": None, "dirty": None}
-
-    git("add", "site-packages/worker.py")
-    git("commit", "-qm", "ours")
-    assert worker.code_state() == {"revision": git("rev-parse", "HEAD"), "dirty": False}
-    module.write_text("two")
-    assert worker.code_state() == {"revision": git("rev-parse", "HEAD"), "dirty": True}
-    monkeypatch.setenv("PATH", os.devnull)
-    assert worker.code_state() == {"revision": None, "dirty": None}
+def test_two_workers_never_do_a_run_twice(
+    tmp_path: Path, detector: Detector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path, config())
+    lock = folder.lock_as_worker()
+    assert lock is not None
+    assert worker.main([str(folder.path), "--device", "cpu"]) == processes.HELD
+    assert capsys.readouterr().out == "error: another worker does this run\n"
+    lock.release()
+    assert worker.main([str(folder.path), "--device", "cpu"]) == 0
+    calls = len(detector.calls)
+    assert worker.main([str(folder.path), "--device", "cpu"]) == 0  # from a queue, after the other has finished
+    assert len(detector.calls) == calls
