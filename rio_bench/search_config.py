@@ -94,8 +94,8 @@ class Range(Model):
         """The last of the steps from low that is not over high."""
         if self.step is None:
             return self.high
-        # A hair more: (0.3 - 0.1) / 0.1 is 1.9999999999999998.
-        return self.low + math.floor((self.high - self.low) / self.step + 1e-9) * self.step
+        # A hair more: (0.3 - 0.1) / 0.1 is 1.9999999999999998. Not over high: 0.1 + 2 * 0.1 is 0.30000000000000004.
+        return min(self.high, self.low + math.floor((self.high - self.low) / self.step + 1e-9) * self.step)
 
     @property
     def candidates(self) -> list[tuple[Any, Location]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class YamlSource:
         """``FILE:LINE`` of the value, or of the nearest enclosing one in the file; ``--set ...`` of an override."""
         for length in range(len(location), 0, -1):
             if location[:length] in self.overridden:
-                return f"--set {self.overridden[location[:length]]}"
+                return f"--set {_shown(self.overridden[location[:length]])}"
         node, line = self.tree, 0
         for key in location:
             if not isinstance(node, CommentedMap | CommentedSeq) or key not in (node.lc.data or ()):
@@ -84,11 +85,11 @@ class YamlSource:
         key, equals, text = override.partition("=")
         first, *rest = key.strip().split(".", 1)
         if not equals or not first:
-            raise UserError(f"--set {override}: expected KEY=VALUE, as in iterations=20 or grid.seed=[0,1]")
+            raise UserError(f"--set {_shown(override)}: expected KEY=VALUE, as in iterations=20 or grid.seed=[0,1]")
         try:
             value = _parse(text)
         except YAMLError as error:
-            raise UserError(f"--set {override}: {_problem(error)}") from error
+            raise UserError(f"--set {_shown(override)}: {_problem(error)}") from error
         if first not in root_keys:
             first, rest = "run", [key.strip()]
         # Keys within a section keep their dots: `strategy.samples_per_class` is a key of `run` as it is of `grid`.
@@ -112,6 +113,12 @@ def _parse(text: str) -> Any:
         return YAML(typ="rt").load(text)
     except RecursionError:
         raise YAMLError("nested too deeply") from None
+
+
+def _shown(override: str) -> str:
+    """Without the password of a URL."""
+    override = re.sub(r"(://[^/:@\s]*):[^@\s]*@", r"\1:***@", override)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", override)
 
 
 def _problem(error: YAMLError) -> str:
