@@ -119,6 +119,11 @@ def select(plan: Plan, texts: Sequence[str]) -> Plan:
     return replace(plan, runs=tuple(run for run in plan.runs if run.name in wanted))
 
 
+def with_trials(plan: Plan, trials: list[PlannedRun]) -> Plan:
+    """A plan that holds the runs of a search's trials, too."""
+    return replace(plan, runs=tuple({run.name: run for run in (*plan.runs, *trials)}.values()))
+
+
 def stored_plan(plan: Plan) -> StoredPlan:
     """A plan as plain data."""
     runs = tuple(stored_run(run, plan) for run in plan.runs)
@@ -172,6 +177,8 @@ def _method_labels(configs: Sequence[RunConfig], digits: int | None = None) -> C
         name: _varying([config.strategy for config in group]) for name, group in by_strategy.items()
     }
     varying_fields = [field for field in _varying(configs) if field not in NOT_IN_LABEL]
+    if len({(config.backbone, config.weights) for config in configs}) == len({config.backbone for config in configs}):
+        varying_fields = [field for field in varying_fields if field != "weights"]  # they follow from the backbone
     classifiers = {config.classifier.name for config in configs}
     varying_temperature = len({c.classifier.temperature for c in configs if c.classifier.name == "cosine"}) > 1
 
