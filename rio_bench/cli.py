@@ -75,16 +75,25 @@ def run(
     from rio_bench import engines, scheduler
     from rio_bench.report import tables
 
+    where = engines.make_engine(engine, experiment.execution, device, jobs)
+    search = None
+    if experiment.search is not None:
+        from rio_bench.search import Search
+
+        search = Search(experiment, folder)
     outcome = scheduler.run_experiment(
         plan,
         folder,
-        engines.make_engine(engine, experiment.execution, device, jobs),
+        where,
         chosen=chosen,
+        search=search,
         on_finished=lambda: tables.write_leaderboard(folder),
     )
     if outcome.finished or outcome.reused:
         tables.write_leaderboard(folder)
         print(tables.render(folder, "terminal"))
+    if search is not None:
+        print("\n".join(search.summary()))
     raise typer.Exit(_tell(outcome, folder))
 
 
@@ -177,6 +186,18 @@ def analyze(
     if output is not None:
         analysis_figure.write(analyses, output)
         print(f"figure: {output}", file=sys.stderr)
+
+
+@app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="A run's name, a part of it that no other has, or its folder.")],
+    results: Results = Path("results"),
+) -> None:
+    """Make a run again, below RESULTS/reruns, and tell whether its numbers agree (exit status 0) or not (1)."""
+    from rio_bench.find import find_run
+    from rio_bench.rerun import rerun
+
+    raise typer.Exit(rerun(find_run(run, results), results))
 
 
 @app.command()

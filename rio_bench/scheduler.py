@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +15,7 @@ from rio_bench.attempts import exit_cause, is_held, may_be_mended
 from rio_bench.engines import Engine
 from rio_bench.errors import UserError
 from rio_bench.files import FileLock, RecordError
-from rio_bench.plan import Plan, PlannedRun, stored_plan, stored_run
+from rio_bench.plan import Plan, PlannedRun, stored_plan, stored_run, with_trials
 from rio_bench.progress import (
     PlainDisplay,
     RunView,
@@ -33,6 +32,7 @@ from rio_bench.tasks import Outcome, Running, Task, outcome_of
 from rio_bench.trials import Trials
 
 if TYPE_CHECKING:
+    from rio_bench.datasets.lvis import Dataset
     from rio_bench.search import Search
 
 POLL_SECONDS = 0.05  # between two looks whether a worker ended
@@ -55,7 +55,8 @@ def run_experiment(
     chosen: the part of the plan to do now; the result folder knows the whole of it, for its tables.
     Raises UserError before anything runs: a result folder of another experiment, a data set that cannot be made.
     """
-    results.write_plan(stored_plan(plan))
+    trials = search.planned() if search is not None else []
+    results.write_plan(stored_plan(with_trials(plan, trials)))
     scheduler = Scheduler(chosen or plan, results, engine, on_finished, search)
     for dataset in scheduler.datasets_needed():
         datasets.load(dataset)  # made here, once, before workers would each find it missing
@@ -84,6 +85,9 @@ class Scheduler:
         self._by_name: dict[str, Task] = {}
         for run in plan.runs:
             self._add(run)
+        for run in self._trials.planned():  # the others are the search's to give out
+            if run.name not in self._by_name and results.run(run.name).record_file.exists():
+                self._add(run)
         self._free = list(range(engine.slots()))
         self._interrupts = 0
         self._notes: list[str] = []
@@ -99,7 +103,7 @@ class Scheduler:
         self._by_name[run.name] = task
         return task
 
-    def datasets_needed(self) -> list[str]:
+    def datasets_needed(self) -> list[str | Dataset]:
         """The data sets of the runs that have something to do."""
         wanted = [task.run.config.dataset for task in self._tasks if task.view.state == "waiting"]
         return list({str(dataset): dataset for dataset in wanted}.values())
@@ -217,12 +221,21 @@ class Scheduler:
             if run is None:
                 break
             asked = True
-            datasets.load(run.config.dataset)
-            self._results.write_plan(stored_plan(replace(self._plan, runs=tuple(self._trials.planned()))))
-            task = self._by_name.get(run.name) or self._add(run)
-            task.view.state = "waiting"
-            self._try(task)
+            self._take_in(run)
         return asked
+
+    def _take_in(self, trial: PlannedRun) -> None:
+        """Do a trial's run, its base run before it where that is not there."""
+        datasets.load(trial.config.dataset)
+        planned = self._trials.planned()
+        self._results.write_plan(stored_plan(with_trials(self._plan, planned)))
+        for run in [*(run for run in planned if run.name == trial.after), trial]:
+            task = self._by_name.get(run.name) or self._add(run)
+            if run.name == trial.name:
+                task.view.state = "waiting"
+            else:
+                self._wanted_bases.add(run.name)
+            self._try(task)
 
     def _try(self, task: Task) -> None:
         """Start a run if its base is there, a slot is free and nobody else is doing it."""
