@@ -201,6 +201,18 @@ def rerun(
 
 
 @app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="A run's name, a part of it that no other has, or its folder.")],
+    results: Results = Path("results"),
+) -> None:
+    """Make a run again, below RESULTS/reruns, and tell whether its numbers agree (exit status 0) or not (1)."""
+    from rio_bench.find import find_run
+    from rio_bench.rerun import rerun
+
+    raise typer.Exit(rerun(find_run(run, results), results))
+
+
+@app.command()
 def doctor() -> None:
     """Print what is installed, what is missing, and the line that installs it."""
     from rio_bench import doctor

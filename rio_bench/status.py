@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +11,6 @@ from rich.console import Console
 from rio_bench.attempts import exit_cause, is_held, last_line
 from rio_bench.files import RecordError
 from rio_bench.progress import (
-    Progress,
     RunView,
     clock,
     read_progress,
@@ -70,7 +68,7 @@ def look_at(folder: RunFolder, run: StoredRun, now: float) -> RunView:
         if record is not None:
             _finished(view, record, now)
         elif folder.is_worked_on():
-            _running(view, folder, now)
+            _running(view, folder)
         elif folder.is_given_out():
             view.state = "queued"
         else:
@@ -89,7 +87,7 @@ def _finished(view: RunView, record: Record, now: float) -> None:
         view.started = view.ended - record.seconds["total"]
 
 
-def _running(view: RunView, folder: RunFolder, now: float) -> None:
+def _running(view: RunView, folder: RunFolder) -> None:
     view.state = "running"
     holder = folder.read_holder()
     if holder is None:  # begun, or ended, a moment ago
@@ -98,18 +96,11 @@ def _running(view: RunView, folder: RunFolder, now: float) -> None:
     view.started = _seconds(holder.started)
     if not folder.metrics_file.exists():
         return
-    written = folder.metrics_file.stat().st_mtime
-    if view.started is not None and written < view.started:  # what it tells is of an attempt before
+    if view.started is not None and folder.metrics_file.stat().st_mtime < view.started:  # told by an attempt before
         return
     view.progress = read_progress(read_tail(folder.metrics_file))
-    view.seconds_left = _seconds_left(view.progress, view.iterations, now - written)
-
-
-def _seconds_left(progress: Progress, iterations: int, since_told: float) -> float | None:
-    """Seconds of training left at the worker's own pace; None where it is not known."""
-    if progress.phase != "training" or progress.pace is None:
-        return None
-    return max(0.0, (iterations - progress.done) * progress.pace - since_told)
+    if view.progress.phase == "training" and view.progress.pace is not None:
+        view.seconds_left = max(0, view.iterations - view.progress.done) * view.progress.pace
 
 
 def _not_going_on(view: RunView, folder: RunFolder, now: float) -> None:
@@ -146,12 +137,8 @@ def _cause(attempt: Attempt, folder: RunFolder) -> str:
     took = clock(ended - began) if began is not None and ended is not None else "an unknown time"
     if attempt.signal is None:
         return exit_cause(attempt.exit_status or 0, took, log)
-    return exit_cause(-_signal_number(attempt.signal), took, "") + ends  # an error in the log may be of one before
-
-
-def _signal_number(name: str) -> int:
-    """SIGKILL -> 9, "signal 50" -> 50."""
-    return signal.Signals[name].value if name in signal.Signals.__members__ else int(name.rpartition(" ")[2])
+    out_of_memory = ": out of memory?" if attempt.signal == "SIGKILL" else ""
+    return f"killed by {attempt.signal} after {took}{out_of_memory}{ends}"
 
 
 def _ended(view: RunView, when: str, now: float) -> None:
