@@ -42,6 +42,8 @@ class Format(StrEnum):
     terminal = "terminal"
     md = "md"
     csv = "csv"
+    latex = "latex"
+    html = "html"
 
 
 @app.command()
@@ -118,12 +120,40 @@ def table(
     experiment: Annotated[Path, typer.Argument(help="An experiment file or a result folder.")],
     results: Results = Path("results"),
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.terminal,
+    rows: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="method, or a field of a run, as classifier. [default: method]")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="AXIS", help="strategy.samples_per_class, for one. [default: backbone]")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What the cells hold: AP.b.r, AP.m ... [default: AP.b]")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Differences are to this strategy or method. [default: the file's]"),
+    ] = None,
 ) -> None:
-    """Print the comparison table of the results that are there."""
+    """Print the comparison table of the results that are there: all metrics, or one over two axes."""
     from rio_bench.find import experiment_folder
     from rio_bench.report import tables
 
-    print(tables.render(experiment_folder(experiment, results), format.value))
+    folder = experiment_folder(experiment, results)
+    print(tables.render(folder, format.value, rows=rows, columns=columns, metric=metric, baseline=baseline), end="")
+
+
+@app.command("leaderboard")
+def print_leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="Result folders: results/*")],
+    format: Annotated[
+        Format | None, typer.Option(help="How to print it. [default: terminal in a terminal, else csv]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there. [default format: csv]")] = None,
+) -> None:
+    """Rank the results of several experiments, beside published ones on the same data sets."""
+    from rio_bench.report import leaderboard
+
+    if format is None:
+        format = Format.terminal if output is None and sys.stdout.isatty() else Format.csv
+    leaderboard.write(folders, format.value, output)
 
 
 @app.command()
@@ -186,18 +216,6 @@ def analyze(
     if output is not None:
         analysis_figure.write(analyses, output)
         print(f"figure: {output}", file=sys.stderr)
-
-
-@app.command()
-def rerun(
-    run: Annotated[str, typer.Argument(help="A run's name, a part of it that no other has, or its folder.")],
-    results: Results = Path("results"),
-) -> None:
-    """Make a run again, below RESULTS/reruns, and tell whether its numbers agree (exit status 0) or not (1)."""
-    from rio_bench.find import find_run
-    from rio_bench.rerun import rerun
-
-    raise typer.Exit(rerun(find_run(run, results), results))
 
 
 @app.command()

@@ -415,4 +415,4 @@ class ResultFolder:
                 continue
             if record is not None:
                 label = labels.get(record.identity, record.method)
-                yield record.model_copy(update={"method": label})
+                yield record if label == record.method else record.model_copy(update={"method": label})

@@ -3,88 +3,18 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_up import Folder
 
 from rio_bench.errors import UserError
-from rio_bench.records import Attempt, Metrics, Record, ResultFolder, StoredPlan, StoredRun
+from rio_bench.records import ResultFolder
 from rio_bench.report.cells import compare
-from rio_bench.report.tables import leaderboard, render, write_leaderboard
+from rio_bench.report.leaderboard import leaderboard
+from rio_bench.report.tables import render, write_leaderboard
 
 COLUMNS = ["AP.b", "AP.b.r", "AP.b.c", "AP.b.f", "AP.m", "AP.m.r", "AP.m.c", "AP.m.f"]
-
-
-class Folder:
-    """A made-up result folder: add runs, then `finish` some."""
-
-    def __init__(self, root: Path) -> None:
-        self.results = ResultFolder(root)
-        self.planned: list[StoredRun] = []
-
-    def plan(
-        self,
-        method: str,
-        seed: int = 0,
-        backbone: str = "R50-FPN",
-        is_base: bool = False,
-        strategy: dict[str, Any] | None = None,
-        **config: Any,
-    ) -> StoredRun:
-        config = {"dataset": "glyphs-mini", "backbone": backbone, "strategy": strategy or {"name": method}} | config
-        config = {"iterations": 400} | config | ({"seed": seed} if seed else {})  # defaults are left out
-        number = len(self.planned)
-        run = StoredRun(
-            name=f"run-{number:02}",
-            identity=f"{number:016x}",
-            experiment="made-up",
-            method=method,
-            is_base=is_base,
-            after=None,
-            config=config,
-        )
-        self.planned.append(run)
-        return run
-
-    def write_plan(self, runs: list[StoredRun] | None = None) -> None:
-        runs = self.planned if runs is None else runs
-        self.results.write_plan(StoredPlan(experiment="made-up", baseline="none", runs=tuple(runs)))
-
-    def finish(self, run: StoredRun, box: list[float | None], mask: list[float | None], **fields: Any) -> None:
-        """box, mask: AP, APr, APc, APf"""
-        self.results.run(run.name).create()
-        self.results.run(run.name).write_run(run)
-        content: dict[str, Any] = {
-            "identity": run.identity,
-            "name": run.name,
-            "method": run.method,
-            "experiment": run.experiment,
-            "config": run.config,
-            "seed": run.config.get("seed", 0),
-            "metrics": {"box": metrics(*box), "mask": metrics(*mask)},
-            "num_train_images": 400,
-            "passes": 8.0,
-            "base_passes": 0.0,
-            "seconds": {"train": 90.0, "evaluate": 9.0, "total": 100.0},
-            "peak_memory_bytes": 1,
-            "device": "cpu",
-            "code": {"revision": None, "dirty": None},
-            "versions": {},
-            "finished": "2025-01-01T00:00:00+00:00",
-        }
-        self.results.run(run.name).write_record(Record(**content | fields))
-
-    def attempt(self, run: StoredRun, exit_status: int | None, signal: str | None = None) -> None:
-        self.results.run(run.name).create()
-        time = "2025-01-01T00:00:00+00:00"
-        ended = Attempt(started=time, ended=time, exit_status=exit_status, signal=signal, host="h", pid=1)
-        self.results.run(run.name).add_attempt(ended)
-
-
-def metrics(ap: float | None, rare: float | None, common: float | None, frequent: float | None) -> Metrics:
-    return Metrics(AP=ap, AP50=None, AP75=None, APr=rare, APc=common, APf=frequent, per_category={})
 
 
 @pytest.fixture
@@ -113,12 +43,12 @@ def golden(folder: Folder) -> Folder:
 # sample standard deviation of two values: their distance / sqrt(2): 1.4142 for 2, 2.1213 for 3, 2.8284 for 4
 GOLDEN_CSV = """\
 Backbone,Method,AP.b,AP.b.r,AP.b.c,AP.b.f,AP.m,AP.m.r,AP.m.c,AP.m.f,Dataset,Iterations,Passes,Short,Seeds,N,\
-AP.b.std,AP.b.r.std,AP.b.c.std,AP.b.f.std,AP.m.std,AP.m.r.std,AP.m.c.std,AP.m.f.std,Seconds,Device,Identities
-R50-FPN,none,21.0,5.0,20.0,31.0,19.0,4.0,19.0,29.0,glyphs-mini,400,8.0,False,0 1,2,\
-1.4142,1.4142,0.0,1.4142,1.4142,1.4142,0.0,1.4142,100.0,cpu,0000000000000000 0000000000000001
+AP.b.std,AP.b.r.std,AP.b.c.std,AP.b.f.std,AP.m.std,AP.m.r.std,AP.m.c.std,AP.m.f.std,Seconds,Device,Identities,Experiment
 R50-FPN,rio,24.5,13.0,21.0,29.0,22.5,12.0,20.0,27.0,glyphs-mini,400,8.0,False,0 1,2,\
-2.1213,2.8284,0.0,0.0,2.1213,2.8284,0.0,0.0,150.0,cpu,0000000000000002 0000000000000003
-R18-FPN,none,1.25,,0.0,2.5,1.0,,0.0,2.0,glyphs-mini,100,2.0,True,0,1,,,,,,,,,100.0,cpu,0000000000000004
+2.1213,2.8284,0.0,0.0,2.1213,2.8284,0.0,0.0,150.0,cpu,0000000000000002 0000000000000003,made-up
+R50-FPN,none,21.0,5.0,20.0,31.0,19.0,4.0,19.0,29.0,glyphs-mini,400,8.0,False,0 1,2,\
+1.4142,1.4142,0.0,1.4142,1.4142,1.4142,0.0,1.4142,100.0,cpu,0000000000000000 0000000000000001,made-up
+R18-FPN,none,1.25,,0.0,2.5,1.0,,0.0,2.0,glyphs-mini,100,2.0,True,0,1,,,,,,,,,100.0,cpu,0000000000000004,made-up
 """
 
 GOLDEN_MARKDOWN = r"""**made-up: glyphs-mini, 400, 100 iterations** (AP in percent)
@@ -135,6 +65,8 @@ GOLDEN_MARKDOWN = r"""**made-up: glyphs-mini, 400, 100 iterations** (AP in perce
 
 Signed: the difference to none with the same backbone and settings, over the seeds that both have.
 
+No interval where a bucket has fewer than 6 categories, or a record does not hold their AP and buckets.
+
 ±: sample standard deviation over seeds.
 
 Failed, see log.txt in the run's folder: run-05
@@ -148,14 +80,6 @@ def test_golden_folder(golden: Folder) -> None:
     assert golden.results.leaderboard_csv.read_text() == GOLDEN_CSV
     assert golden.results.leaderboard_markdown.read_text() == GOLDEN_MARKDOWN
     assert render(golden.results, "md") == GOLDEN_MARKDOWN
-
-
-def test_leaderboard_is_numeric(golden: Folder) -> None:
-    frame = leaderboard(golden.results)
-    assert list(frame.columns[:10]) == ["Backbone", "Method", *COLUMNS]
-    assert all(dtype.kind == "f" for dtype in frame[COLUMNS].dtypes)
-    assert frame["Short"].tolist() == [False, False, True]
-    assert math.isnan(frame["AP.b.r"].iloc[2])
 
 
 def test_csv_holds_missing_and_failed_cells_and_differences(golden: Folder) -> None:
@@ -207,22 +131,48 @@ def test_seeds_that_failed_or_are_missing(folder: Folder) -> None:
     folder.attempt(runs[0], exit_status=1)
     folder.write_plan()
     assert "Failed, see log.txt in the run's folder: run-03\n" in render(folder.results, "md")
-    assert "No best value is marked where rows differ in their number of seeds" in render(folder.results, "md")
+    assert "No best value is marked where cells to compare differ in their number of seeds" in render(
+        folder.results, "md"
+    )
     # the difference is taken over seed 2 alone: 14 - 12, not 14 less the mean of all, 11; nothing is bold
     assert box_line(folder, "rio") == ["14.0 (+2.0)"] * 4 + ["1/3"]
     assert box_line(folder, "none") == ["11.0 ±1.0"] * 4 + ["3"]
 
 
 @pytest.mark.parametrize(
-    ("exit_status", "signal", "state"),
-    [(1, None, "failed"), (None, "SIGKILL", "failed"), (0, None, "failed"), (None, "SIGTERM", "missing")],
+    ("exit_status", "signal", "cause", "state"),
+    [
+        (1, None, None, "failed"),
+        (None, "SIGKILL", None, "failed"),
+        (0, None, None, "failed"),
+        (None, "SIGKILL", "time limit", "failed"),
+        (None, "SIGTERM", None, "stopped"),
+        (0, None, "stopped", "stopped"),
+        (None, "SIGKILL", "stopped", "stopped"),
+        (0, None, "pruned", "pruned"),
+        (None, "SIGTERM", "pruned", "pruned"),
+    ],
 )
-def test_attempts_without_a_record(folder: Folder, exit_status: int | None, signal: str | None, state: str) -> None:
+def test_attempts_without_a_record(
+    folder: Folder, exit_status: int | None, signal: str | None, cause: str | None, state: str
+) -> None:
     run = folder.plan("rio")
     folder.attempt(run, exit_status=1)
-    folder.attempt(run, exit_status, signal)
+    folder.attempt(run, exit_status, signal, cause)
     folder.write_plan()
     assert box_line(folder, "rio") == [state] * 4 + ["0/1"]
+    assert f"\n{state.capitalize()}" in render(folder.results, "md")
+    row = next(csv.DictReader(io.StringIO(render(folder.results, "csv"))))
+    assert (row["State"], row["Failed"]) == (state, "1" if state == "failed" else "0")
+
+
+def test_of_several_reasons_for_no_record_the_worst_is_shown(folder: Folder) -> None:
+    for seed, cause in enumerate([None, "stopped", "pruned", "time limit"]):
+        run = folder.plan("rio", seed=seed)
+        if cause is not None:
+            folder.attempt(run, 0, cause=cause)
+    folder.write_plan()
+    assert box_line(folder, "rio") == ["failed"] * 4 + ["0/4"]
 
 
 def test_a_record_counts_although_an_attempt_before_it_failed(folder: Folder) -> None:
@@ -248,28 +198,10 @@ def test_base_runs_stay_out(folder: Folder) -> None:
     folder.finish(folder.plan("none", **warm), [10] * 4, [10] * 4)
     folder.finish(folder.plan("rio", **warm), [11] * 4, [11] * 4)
     folder.write_plan()
-    assert leaderboard(folder.results)["Method"].tolist() == ["none", "rio"]
+    assert leaderboard(compare(folder.results))["Method"].tolist() == ["rio", "none"]
     assert "base run |" not in render(folder.results, "md")
     folder.write_plan(folder.planned[1:])  # nor when the plan holds it no more
-    assert leaderboard(folder.results)["Method"].tolist() == ["none", "rio"]
-
-
-def test_seeds_of_base_runs_do_not_part_a_cell(folder: Folder) -> None:
-    for seed in range(2):
-        base = folder.plan("none, base run", seed=seed, is_base=True, strategy={"name": "none"}, iterations=200)
-        folder.finish(folder.plan("rio", seed=seed, warm_start=base.config), [10 + seed] * 4, [0] * 4)
-    folder.write_plan()
-    assert leaderboard(folder.results)[["Method", "AP.b", "N"]].values.tolist() == [["rio", 10.5, 2]]
-
-
-def test_records_that_the_plan_holds_no_more_stay_in_the_leaderboard(folder: Folder) -> None:
-    old = folder.plan("rio", iterations=100)
-    folder.finish(old, [10] * 4, [10] * 4)
-    new = folder.plan("rio")
-    folder.finish(new, [20] * 4, [20] * 4)
-    folder.write_plan([new])
-    assert leaderboard(folder.results)[["AP.b", "Iterations"]].values.tolist() == [[20, 400], [10, 100]]
-    assert [cell.config["iterations"] for cell in compare(folder.results).cells] == [400]
+    assert leaderboard(compare(folder.results))["Method"].tolist() == ["rio", "none"]
 
 
 # -------------------------------------------------------------------------------------------------------- the baseline
@@ -299,6 +231,45 @@ def test_baseline_with_default_hyperparameters(folder: Folder) -> None:
     assert differences(folder) == {"none (t=1)": "", "none (t=2)": "", "rio": ""}  # which one?
     folder.finish(folder.plan("none (t=0)", strategy={"name": "none"}), [12] * 4, [0] * 4)
     assert differences(folder) == {"none (t=1)": "-2.0", "rio": "3.0", "none (t=2)": "-1.0", "none (t=0)": ""}
+
+
+def test_a_default_baseline_that_no_run_has_is_told(folder: Folder) -> None:
+    folder.finish(folder.plan("rio"), [15] * 4, [0] * 4)
+    assert differences(folder) == {"rio": ""}
+    note = "No run has the baseline 'none': no differences; --baseline NAME takes another one (choose from rio)"
+    assert note in render(folder.results, "md").splitlines()
+
+
+def test_a_baseline_of_several_methods_is_told(folder: Folder) -> None:
+    for threshold in range(7):
+        strategy = {"name": "none", "t": threshold + 1}
+        folder.finish(folder.plan(f"none (t={threshold + 1})", strategy=strategy), [15] * 4, [0] * 4)
+    folder.write_plan()
+    text = render(folder.results, "md")
+    assert "several methods" in text
+    assert "none (t=1); none (t=2); none (t=3); none (t=4); none (t=5); ..." in text
+
+
+def test_a_baseline_asked_for(folder: Folder) -> None:
+    for method, strategy, ap in [
+        ("none", {"name": "none"}, 10),
+        ("image_only (t=1)", {"name": "image_only", "t": 1}, 12),
+        ("image_only (t=2)", {"name": "image_only", "t": 2}, 13),
+        ("rio", {"name": "rio"}, 17),
+    ]:
+        folder.finish(folder.plan(method, strategy=strategy), [ap] * 4, [0] * 4)
+    folder.write_plan()
+
+    def differences_to(baseline: str) -> list[str]:
+        rows = csv.DictReader(io.StringIO(render(folder.results, "csv", baseline=baseline)))
+        return [row["AP.b.diff"] for row in rows]
+
+    assert differences_to("rio") == ["-7.0", "-5.0", "-4.0", ""]
+    assert differences_to("image_only") == [""] * 4  # which one?
+    assert differences_to("image_only (t=2)") == ["-3.0", "-1.0", "", "4.0"]
+    assert "the difference to image_only (t=2) with" in render(folder.results, "md", baseline="image_only (t=2)")
+    with pytest.raises(UserError, match=r"no run .* 'roi' \(did you mean 'rio'\?\)"):
+        differences_to("roi")
 
 
 def test_missing_baseline_or_value(folder: Folder) -> None:
@@ -339,7 +310,7 @@ def test_torn_record_is_named_and_counts_as_missing(golden: Folder, caplog: pyte
     assert "run-03/record.json" in caplog.text
     row = list(csv.DictReader(io.StringIO(frame)))[1]
     assert (row["Seeds"], row["Failed"]) == ("0", "0")
-    assert leaderboard(golden.results)["N"].tolist() == [2, 1, 1]
+    assert [len(cell.records) for cell in compare(golden.results).cells] == [2, 1, 1, 0, 0]
 
 
 def test_no_record_yet(folder: Folder) -> None:

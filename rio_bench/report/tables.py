@@ -1,259 +1,302 @@
-"""Leaderboard (CSV) and comparison tables (terminal, Markdown, CSV) of an experiment's cells."""
+"""The comparison tables of an experiment: the publication's own, and any axis against any other (pivot.py)."""
 
 from __future__ import annotations
 
 import logging
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from rio_bench.records import ResultFolder, write_atomically
-from rio_bench.report.cells import METRICS, SHORT_SCHEDULE_PASSES, Cell, Comparison, compare, mean_of
+from rio_bench.errors import UserError, did_you_mean
+from rio_bench.records import METRICS, ResultFolder, write_atomically
+from rio_bench.report.cells import SHORT_SCHEDULE_PASSES, WITHOUT_RESULT, Cell, Comparison, compare, mean_of
+from rio_bench.report.formats import STANDS, Entry, Format, Line, TextTable, as_text
+from rio_bench.report.intervals import MIN_CATEGORIES, Interval, Key, intervals
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
 
+# The publication's columns; METRICS may hold more.
+COLUMNS = ("AP.b", "AP.b.r", "AP.b.c", "AP.b.f", "AP.m", "AP.m.r", "AP.m.c", "AP.m.f")
 SHORT_SCHEDULE_NOTE = f"fewer than {SHORT_SCHEDULE_PASSES} passes over the training images: too short to mean anything"
-NO_VALUE = "–"  # noqa: RUF001 (no category of the bucket has ground truth)
+BUCKET_NAMES = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
+NO_VALUE = "–"  # no category of the bucket has ground truth
 
-_SPREADS = [f"{column}.std" for column in METRICS]
-_COLUMNS = [
-    "Backbone", "Method", *METRICS, "Dataset", "Iterations", "Passes", "Short", "Seeds", "N", *_SPREADS, "Seconds",
+SPREADS = tuple(f"{column}.std" for column in COLUMNS)
+FIELDS = (
+    "Backbone", "Method", *COLUMNS, "Dataset", "Iterations", "Passes", "Short", "Seeds", "N", *SPREADS, "Seconds",
     "Device", "Identities",
-]  # fmt: skip
-_NUMBERS = [*METRICS, *_SPREADS, "Passes", "Seconds"]
+)  # fmt: skip
+NUMBERS = (*COLUMNS, *SPREADS, "Passes", "Seconds")
+
+
+def render(
+    results: ResultFolder,
+    format: Format,
+    rows: str | None = None,
+    columns: str | None = None,
+    metric: str | None = None,
+    baseline: str | None = None,
+) -> str:
+    """A comparison table of a result folder.
+
+    The publication's own (a line for each backbone and method, a column for each metric), or with `rows`, `columns` or
+    `metric` one axis against another (axes.py; default: method, backbone, AP.b). `baseline`: a strategy's name or a
+    method's; None: the experiment's. Best value of a data set and backbone bold, unless its cells differ in their
+    number of seeds. Raises UserError for a name that is not there.
+    """
+    if rows or columns or metric:
+        from rio_bench.report import pivot
+
+        rows = rows or ("method" if columns != "method" else "backbone")
+        columns = columns or ("backbone" if rows != "backbone" else "method")
+        return pivot.render(results, format, rows, columns, metric or "AP.b", baseline)
+    comparison = compare(results, baseline)
+    found = intervals_of(comparison, comparison.cells, COLUMNS)
+    if format == "csv":
+        return csv(comparison, comparison_frame(comparison, found))
+    return as_text(_publication(comparison, found), format)
+
+
+def write_leaderboard(results: ResultFolder) -> None:
+    """Write leaderboard.csv and leaderboard.md; called after every run that ends."""
+    from rio_bench.report.leaderboard import leaderboard
+
+    comparison = compare(results)
+    found = intervals_of(comparison, comparison.cells, COLUMNS)
+    write_atomically(results.leaderboard_csv, leaderboard(comparison).to_csv(index=False))
+    write_atomically(results.leaderboard_markdown, as_text(_publication(comparison, found), "md"))
+
+
+def intervals_of(comparison: Comparison, cells: Iterable[Cell], columns: Sequence[str]) -> dict[Key, Interval]:
+    """The intervals of the cells' differences to their baselines: a table's, one family for Holm's correction."""
+    pairs = [(cell, baseline) for cell in cells if (baseline := comparison.baseline_of(cell)) and baseline is not cell]
+    return intervals(pairs, columns)
 
 
 # ------------------------------------------------------------------------------------------------------------- as data
 
 
-def leaderboard(results: ResultFolder) -> pd.DataFrame:
-    """A row for each cell with a record, also for those that the plan holds no more; AP in percent.
-
-    Passes: over the training images, without the base run's; Short: fewer than SHORT_SCHEDULE_PASSES; N: number of
-    seeds; AP.b.std ...: sample standard deviation over seeds, empty with one; Seconds: mean wall time of a run.
-    """
-    import pandas as pd
-
-    comparison = compare(results)
-    finished = [cell for cell in [*comparison.cells, *comparison.earlier] if cell.records]
-    frame = pd.DataFrame([_row(cell) for cell in finished], columns=_COLUMNS)
-    return frame.astype(dict.fromkeys(_NUMBERS, float)).astype({"Iterations": int, "N": int, "Short": bool})
-
-
-def write_leaderboard(results: ResultFolder) -> None:
-    """Write leaderboard.csv and leaderboard.md; called after every run that ends."""
-    write_atomically(results.leaderboard_csv, leaderboard(results).to_csv(index=False))
-    write_atomically(results.leaderboard_markdown, render(results, "md"))
-
-
-def comparison_frame(comparison: Comparison) -> pd.DataFrame:
+def comparison_frame(comparison: Comparison, found: Mapping[Key, Interval]) -> pd.DataFrame:
     """A row for each cell of the plan, missing and failed ones too: the leaderboard's columns, and more.
 
-    AP.b.diff ...: the difference to the baseline; Planned, Failed: numbers of seeds; State: finished, missing, failed.
+    For each metric: AP.b.diff, the difference to the baseline; AP.b.low, .high, its 95 % interval; .p, before Holm's
+    correction; .stands, after it; .categories, .seeds, what it is taken over. Planned, Failed: numbers of seeds;
+    State: finished, failed, pruned, stopped or missing.
     """
     import pandas as pd
 
-    differences = [f"{column}.diff" for column in METRICS]
     rows = []
     for cell in comparison.cells:
+        row = fields(cell) | {"Planned": cell.planned, "Failed": len(cell.failed), "State": cell.state}
         baseline = comparison.baseline_of(cell)
-        row = _row(cell) | {"Planned": cell.planned, "Failed": len(cell.failed), "State": cell.state}
-        row |= {f"{column}.diff": _rounded(cell.difference(baseline, column), 4) for column in METRICS}
+        for column in COLUMNS:
+            of_column = certainty_fields(cell.difference(baseline, column), found.get((cell, column)))
+            row |= {f"{column}.{name}": value for name, value in of_column.items()}
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *differences, "Planned", "Failed", "State"])
-    return frame.astype(dict.fromkeys([*_NUMBERS, *differences], float))
+    names = [f"{column}.{name}" for column in COLUMNS for name in certainty_fields(None, None)]
+    frame = pd.DataFrame(rows, columns=[*FIELDS, *names, "Planned", "Failed", "State"])
+    return with_types(frame.astype(dict.fromkeys(NUMBERS, float)))
 
 
-def _row(cell: Cell) -> dict[str, Any]:
+def certainty_fields(difference: float | None, interval: Interval | None) -> dict[str, Any]:
+    """A difference as data; None for what is not known."""
+    return {
+        "diff": rounded(difference, 4),
+        "low": interval and rounded(interval.low, 4),
+        "high": interval and rounded(interval.high, 4),
+        "p": interval and float(f"{interval.p:.4g}"),
+        "stands": interval and interval.stands,
+        "categories": interval and interval.categories,
+        "seeds": interval and interval.seeds,
+    }
+
+
+def with_types(frame: pd.DataFrame) -> pd.DataFrame:
+    """Numbers and truth values with gaps, not objects."""
+    types = dict.fromkeys(("diff", "low", "high", "p"), "float64")
+    types |= {"stands": "boolean", "categories": "Int64", "seeds": "Int64"}
+    by_end = {name: types[end] for name in frame.columns if (end := name.rpartition(".")[2]) in types}
+    return frame.astype(by_end)
+
+
+def csv(comparison: Comparison, frame: pd.DataFrame) -> str:
+    for warning in comparison.baseline_notes + comparison.warnings:
+        logger.warning("%s", warning)
+    return frame.to_csv(index=False)
+
+
+def fields(cell: Cell) -> dict[str, Any]:
+    """A cell as data, AP in percent.
+
+    Passes: over the training images, without the base run's; Short: fewer than SHORT_SCHEDULE_PASSES; N: number of
+    seeds; AP.b.std ...: sample standard deviation over seeds, None with one; Seconds: mean wall time of a run.
+    """
     return {
         "Backbone": cell.config["backbone"],
         "Method": cell.method,
-        **{column: _rounded(cell.mean(column), 4) for column in METRICS},
-        "Dataset": cell.config["dataset"],
+        **{column: rounded(cell.mean(column), 4) for column in COLUMNS},
+        "Dataset": cell.dataset,
         "Iterations": cell.config["iterations"],
-        "Passes": _rounded(mean_of([record.passes for record in cell.records]), 2),
+        "Passes": rounded(mean_of([record.passes for record in cell.records]), 2),
         "Short": cell.is_short if cell.records else None,
         "Seeds": " ".join(str(record.seed) for record in cell.records),
         "N": len(cell.records),
-        **{f"{column}.std": _rounded(cell.spread(column), 4) for column in METRICS},
-        "Seconds": _rounded(mean_of([record.seconds["total"] for record in cell.records]), 1),
+        **{f"{column}.std": rounded(cell.spread(column), 4) for column in COLUMNS},
+        "Seconds": rounded(mean_of([record.seconds["total"] for record in cell.records]), 1),
         "Device": "; ".join(sorted({record.device for record in cell.records})),
         "Identities": " ".join(record.identity for record in cell.records),
     }
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
+def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
 # ------------------------------------------------------------------------------------------------------------ to read
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A value of the comparison table as text: "27.3" or "missing", "±0.4", "+1.2"; "" where there is none."""
-
-    value: str
-    spread: str = ""
-    difference: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    method: str
-    entries: list[Entry]  # one a column of METRICS
-    seeds: str
-
-
-Format = Literal["terminal", "md", "csv"]
-
-
-def render(results: ResultFolder, format: Format) -> str:
-    """The comparison table of a result folder: blocks of a backbone, methods as rows.
-
-    Best value of a column and block bold, unless the cells of the block differ in their number of seeds. "terminal" is
-    as wide as standard output's terminal, and coloured where that is one.
-    """
-    comparison = compare(results)
-    if format == "csv":
-        for warning in comparison.warnings:
-            logger.warning("%s", warning)
-        return comparison_frame(comparison).to_csv(index=False)
-    several_datasets = len({cell.config["dataset"] for cell in comparison.cells}) > 1
-    by_block: dict[tuple[str, str], list[Cell]] = {}
+def _publication(comparison: Comparison, found: Mapping[Key, Interval]) -> TextTable:
+    several_datasets = len({cell.dataset for cell in comparison.cells}) > 1
+    blocks: dict[str, list[Cell]] = {}
     for cell in comparison.cells:
-        by_block.setdefault(cell.block, []).append(cell)
-    blocks = [
-        (f"{backbone}, {dataset}" if several_datasets else backbone, _lines(comparison, cells))
-        for (dataset, backbone), cells in by_block.items()
-    ]
-    as_text = _terminal if format == "terminal" else _markdown
-    return as_text(_title(comparison), blocks, _notes(comparison))
-
-
-def _lines(comparison: Comparison, cells: list[Cell]) -> list[Line]:
-    finished = [cell for cell in cells if cell.records]
-    comparable = len(finished) > 1 and len({len(cell.records) for cell in finished}) == 1
-    best = {}
-    for column in METRICS:
-        shown = [_shown(cell.mean(column)) for cell in finished if cell.mean(column) is not None]
-        best[column] = max(shown, key=float) if comparable and shown else None
-
+        blocks.setdefault(cell.block, []).append(cell)
     lines = []
-    for cell in cells:
-        baseline = comparison.baseline_of(cell)
-        entries = []
-        for column in METRICS:
-            if not cell.records:
-                entries.append(Entry(cell.state))
-                continue
-            value, spread = _shown(cell.mean(column)), cell.spread(column)
-            difference = cell.difference(baseline, column)
-            entries.append(
-                Entry(
-                    value,
-                    "" if spread is None else f"±{spread:.1f}",
-                    "" if difference is None else f"{round(difference, 1) + 0.0:+.1f}",  # + 0.0: never -0.0
-                    best=value == best[column],
-                )
-            )
-        seeds = str(cell.planned) if len(cell.records) == cell.planned else f"{len(cell.records)}/{cell.planned}"
-        lines.append(Line(cell.method + (" *" if cell.is_short else ""), entries, seeds))
-    return lines
+    for cells in blocks.values():
+        best = {column: best_of(cells, column) for column in COLUMNS}
+        for cell in cells:
+            backbone = cell.config["backbone"]
+            names = [f"{backbone}, {cell.dataset}" if several_datasets else backbone, told_method(cell)]
+            entries = [
+                entry_of(cell, column, comparison.baseline_of(cell), found.get((cell, column)), best[column])
+                for column in COLUMNS
+            ]
+            lines.append(Line(names, entries, [told_seeds(cell)]))
+    return TextTable(
+        title=f"{comparison.experiment}: {subject(comparison.cells)}",
+        names=["Backbone", "Method"],
+        columns=list(COLUMNS),
+        more=["N"],
+        lines=lines,
+        notes=notes(comparison, comparison.cells, COLUMNS, found),
+    )
 
 
-def _shown(value: float | None) -> str:
+def best_of(cells: Iterable[Cell], column: str) -> str | None:
+    """The best value as shown; None with fewer than two values, or where cells differ in their number of seeds."""
+    finished = [cell for cell in cells if cell.records]
+    shown = [shown_value(mean) for cell in finished if (mean := cell.mean(column)) is not None]
+    is_fair = len(finished) > 1 and len({len(cell.records) for cell in finished}) == 1
+    return max(shown, key=float) if is_fair and shown else None
+
+
+def entry_of(cell: Cell, column: str, baseline: Cell | None, interval: Interval | None, best: str | None) -> Entry:
+    if not cell.records:
+        return Entry(cell.state)
+    value, spread, difference = shown_value(cell.mean(column)), cell.spread(column), cell.difference(baseline, column)
+    return Entry(
+        value,
+        spread="" if spread is None else f"±{spread:.1f}",
+        difference="" if difference is None else f"{_tenths(difference):+.1f}",
+        interval="" if interval is None else f"[{_tenths(interval.low)}, {_tenths(interval.high)}]",
+        stands=interval is not None and interval.stands,
+        best=value == best,
+    )
+
+
+def shown_value(value: float | None) -> str:
     return NO_VALUE if value is None else f"{value:.1f}"
 
 
-def _title(comparison: Comparison) -> str:
-    datasets = list(dict.fromkeys(cell.config["dataset"] for cell in comparison.cells))
-    iterations = list(dict.fromkeys(str(cell.config["iterations"]) for cell in comparison.cells))
-    bases = [cell.config["warm_start"]["iterations"] for cell in comparison.cells if "warm_start" in cell.config]
-    after = f" after a base run of {', '.join(str(number) for number in dict.fromkeys(bases))}" if bases else ""
-    return f"{comparison.experiment}: {', '.join(datasets)}, {', '.join(iterations)} iterations{after}"
+def _tenths(value: float) -> float:
+    return round(value, 1) + 0.0  # never -0.0
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    notes = []
-    if any(cell.difference(comparison.baseline_of(cell), "AP.b") is not None for cell in comparison.cells):
-        notes.append(
-            f"Signed: the difference to {comparison.baseline} with the same backbone and settings,"
-            " over the seeds that both have."
-        )
-    numbers: dict[tuple[str, str], set[int]] = {}  # block -> numbers of seeds
-    for cell in comparison.cells:
+def told_method(cell: Cell) -> str:
+    return cell.method + (" *" if cell.is_short else "")
+
+
+def told_seeds(cell: Cell) -> str:
+    """ "3", or "2/3" where one of three has no record."""
+    return str(cell.planned) if len(cell.records) == cell.planned else f"{len(cell.records)}/{cell.planned}"
+
+
+def subject(cells: Sequence[Cell]) -> str:
+    """Which data sets, and how many iterations."""
+    datasets = dict.fromkeys(cell.dataset for cell in cells)
+    iterations = dict.fromkeys(str(cell.config["iterations"]) for cell in cells)
+    bases = dict.fromkeys(str(cell.config["warm_start"]["iterations"]) for cell in cells if "warm_start" in cell.config)
+    after = f" after a base run of {', '.join(bases)}" if bases else ""
+    return f"{', '.join(datasets)}, {', '.join(iterations)} iterations{after}"
+
+
+def notes(
+    comparison: Comparison, cells: Sequence[Cell], columns: Sequence[str], found: Mapping[Key, Interval]
+) -> list[str]:
+    """What a reader of a table of these cells must know, a line each."""
+    told = _about_differences(comparison, cells, columns, found)
+    numbers: dict[str, set[int]] = {}  # block -> numbers of seeds
+    for cell in cells:
         if cell.records:
             numbers.setdefault(cell.block, set()).add(len(cell.records))
     if any(max(of_block) > 1 for of_block in numbers.values()):
-        notes.append("±: sample standard deviation over seeds.")
+        told.append("±: sample standard deviation over seeds.")
+    elif numbers and found:
+        told.append("One seed a cell: chance that moves all categories alike is in no interval.")
     elif numbers:
-        notes.append("One seed a row: how much of a difference is chance is not known.")
+        told.append("One seed a cell: how much of a difference is chance is not known.")
     if any(len(of_block) > 1 for of_block in numbers.values()):
-        notes.append("No best value is marked where rows differ in their number of seeds (N).")
-    failed = [name for cell in comparison.cells for name in cell.failed]
-    if failed:
-        notes.append(f"Failed, see log.txt in the run's folder: {', '.join(failed)}")
-    if any(cell.is_short for cell in comparison.cells):
-        notes.append(f"* {SHORT_SCHEDULE_NOTE}")
-    return notes + comparison.warnings
+        told.append("No best value is marked where cells to compare differ in their number of seeds.")
+    for state in WITHOUT_RESULT[:-1]:
+        names = [name for cell in cells for name, of_run in cell.without_record.items() if of_run == state]
+        if names:
+            where = ", see log.txt in the run's folder" if state == "failed" else ""
+            others = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            told.append(f"{state.capitalize()}{where}: {', '.join(names[:10])}{others}")
+    if any(cell.is_short for cell in cells):
+        told.append(f"* {SHORT_SCHEDULE_NOTE}")
+    return told + comparison.baseline_notes + comparison.warnings
 
 
-def _markdown(title: str, blocks: list[tuple[str, list[Line]]], notes: list[str]) -> str:
-    header = ["Backbone", "Method", *METRICS, "N"]
-    rows = [header, ["---", "---", *["---:" for _ in METRICS], "---:"]]
-    for heading, lines in blocks:
-        for line in lines:
-            rows.append([_escaped(heading), _escaped(line.method), *map(_markdown_entry, line.entries), line.seeds])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"**{_escaped(title)}** (AP in percent)\n\n{table}\n" + "".join(f"\n{_escaped(note)}\n" for note in notes)
+def _about_differences(
+    comparison: Comparison, cells: Sequence[Cell], columns: Sequence[str], found: Mapping[Key, Interval]
+) -> list[str]:
+    differing = [
+        (cell, column)
+        for cell in cells
+        for column in columns
+        if cell.difference(comparison.baseline_of(cell), column) is not None
+    ]
+    if not differing:
+        return []
+    told = [
+        f"Signed: the difference to {comparison.baseline} with the same backbone and settings,"
+        " over the seeds that both have."
+    ]
+    if found:
+        numbers: dict[str, list[int]] = {}
+        for (_, column), interval in found.items():
+            numbers.setdefault(BUCKET_NAMES[METRICS[column][1]], []).append(interval.categories)
+        over = ", ".join(f"{bucket} {_range(of_bucket)}" for bucket, of_bucket in numbers.items())
+        told.append(
+            f"In brackets: its 95 % interval, by bootstrap over the bucket's categories ({over}) and the seeds"
+            f" ({_range(interval.seeds for interval in found.values())}). {STANDS}: it stands after Holm's correction"
+            f" over the table's {len(found)} intervals."
+        )
+    if len(found) < len(differing):
+        told.append(
+            f"No interval where a bucket has fewer than {MIN_CATEGORIES} categories, or a record does not hold their AP"
+            " and buckets."
+        )
+    return told
 
 
-def _markdown_entry(entry: Entry) -> str:
-    value = f"**{entry.value}**" if entry.best else entry.value
-    difference = f"({entry.difference})" if entry.difference else ""
-    return " ".join(part for part in (value, entry.spread, difference) if part)
+def _range(numbers: Iterable[int]) -> str:
+    distinct = sorted(set(numbers))
+    return str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]} to {distinct[-1]}"
 
 
-def _escaped(text: str) -> str:
-    """Markdown's own characters escaped; an underscore within a word is none."""
-    return re.sub(r"([\\`*\[\]<>|~]|\b_|_\b)", r"\\\1", " ".join(text.split()))
-
-
-def _terminal(title: str, blocks: list[tuple[str, list[Line]]], notes: list[str]) -> str:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    spread_after = " " if console.width >= 110 else "\n"  # then the table fits in 80 columns
-    # Text, never str: rich reads markup in a str
-    heading_line = Text(f"{title} (AP in percent)")
-    table = Table(title=heading_line, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("Method", min_width=11, overflow="fold")
-    for column in METRICS:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("N", justify="right", no_wrap=True)
-    for heading, lines in blocks:
-        table.add_row()
-        table.add_row(Text(heading, style="bold"))
-        for line in lines:
-            entries = [
-                Text.assemble(
-                    (entry.value, "bold green" if entry.best else ""),
-                    spread_after + entry.spread if entry.spread else "",
-                    ("\n" + entry.difference if entry.difference else "", "dim"),
-                )
-                for entry in line.entries
-            ]
-            table.add_row(Text(line.method), *entries, Text(line.seeds))
-    table.add_row()
-    with console.capture() as capture:
-        console.print(table)
-        for note in notes:
-            console.print(Text(note))
-    return capture.get()
+def check_metric(name: str) -> None:
+    if name not in METRICS:
+        raise UserError(f"--metric: no metric is named '{name}'{did_you_mean(name, METRICS)}")
