@@ -212,8 +212,8 @@ def train_and_evaluate(
     model = build_model(config, cfg, frequency)
 
     def measure() -> dict[str, Metrics]:
-        detections = detect(model, cfg, read_split(dataset.val, skip_empty=False), device)
-        return lvis_ap(dataset.val.annotations, detections)
+        detect(model, cfg, read_split(dataset.val, skip_empty=False), device, folder.detections_file)
+        return lvis_ap(dataset.val.annotations, folder.detections_file)
 
     with stop.awaited():
         train_seconds = train(

@@ -14,9 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from rio_bench.detection.evaluation import lvis_ap
+from rio_bench.detection import evaluation
+from rio_bench.detection.detections import DetectionsWriter
 from rio_bench.errors import UserError
 from rio_bench.records import Metrics
+
+
+def lvis_ap(annotations: Path, detections: list[dict]) -> dict[str, Metrics]:
+    file = annotations.with_name("detections.json.gz")
+    with DetectionsWriter(file) as writer:
+        writer.write(detections)
+    return evaluation.lvis_ap(annotations, file)
+
 
 # ------------------------------------------------------------------------------------------- against the lvis package
 
@@ -119,8 +128,12 @@ def random_case(seed: int, most_detections: int) -> tuple[dict[str, Any], list[d
     return {"categories": categories, "images": images, "annotations": objects}, detections
 
 
-def measured_by_lvis(lvis: ModuleType, path: Path, detections: list[dict], iou_type: str) -> Metrics:
-    evaluation = lvis.LVISEval(str(path), copy.deepcopy(detections), iou_type)
+def measured_by_lvis(
+    lvis: ModuleType, path: Path, detections: list[dict], iou_type: str, max_dets: int = 300
+) -> Metrics:
+    ground_truth = lvis.LVIS(str(path))
+    results = lvis.LVISResults(ground_truth, copy.deepcopy(detections), max_dets=max_dets)
+    evaluation = lvis.LVISEval(ground_truth, results, iou_type)
     evaluation.run()
 
     def percent(value: float) -> float | None:
@@ -138,9 +151,12 @@ def measured_by_lvis(lvis: ModuleType, path: Path, detections: list[dict], iou_t
 
 
 def assert_same(ours: Metrics, theirs: Metrics) -> None:
+    """All but AP_fixed, which the package does not have."""
+
     def values(metrics: Metrics) -> dict[str, float | None]:
         fields = metrics.model_dump()
-        return fields.pop("per_category") | fields
+        averages = {key: value for key, value in fields.items() if "fixed" not in key}
+        return averages.pop("per_category") | averages
 
     ours_values, theirs_values = values(ours), values(theirs)
     assert ours_values.keys() == theirs_values.keys()
@@ -181,11 +197,34 @@ def assert_equals_lvis(lvis: ModuleType, folder: Path, content: dict, detections
                 "segmentation": encode(np.zeros(size, dtype=np.uint8, order="F")),
             }
         ]
-    given_detections = copy.deepcopy(detections)
     ours = lvis_ap(path, detections)
-    assert detections == given_detections
     assert_same(ours["box"], measured_by_lvis(lvis, path, detections, "bbox"))
     assert_same(ours["mask"], measured_by_lvis(lvis, path, detections, "segm"))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_ap_fixed_equals_the_lvis_package_given_the_best_of_each_category(
+    lvis_package: ModuleType, tmp_path: Path, seed: int
+) -> None:
+    content, detections = random_case(seed, most_detections=350)
+    if not detections:
+        return
+    path = write(tmp_path / "annotations.json", content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "FIXED_DETECTIONS_PER_CATEGORY", 25)
+        ours = lvis_ap(path, detections)
+    by_category: dict[int, list[dict]] = {}
+    for detection in sorted(detections, key=lambda entry: entry["score"], reverse=True):
+        by_category.setdefault(detection["category_id"], []).append(detection)
+    best = [id(detection) for entries in by_category.values() for detection in entries[:25]]
+    in_file_order = [detection for detection in detections if id(detection) in best]
+    for kind, iou_type in ("box", "bbox"), ("mask", "segm"):
+        theirs = measured_by_lvis(lvis_package, path, in_file_order, iou_type, max_dets=-1)
+        for key in ("AP", "APr", "APc", "APf"):
+            expected = getattr(theirs, key)
+            fixed = getattr(ours[kind], f"{key}_fixed")
+            assert fixed == (None if expected is None else pytest.approx(expected, abs=1e-6)), key
 
 
 # ------------------------------------------------------------------------------------------------ cases worked by hand
@@ -292,6 +331,41 @@ def test_300_an_image_across_all_categories(tmp_path: Path) -> None:
     assert found_of_301(0.4) == {"rare": 0, "common": pytest.approx(100), "frequent": None}
 
 
+def test_ap_fixed_counts_what_the_limit_an_image_cuts_off(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (2, 40)], neg_category_ids=[3]))
+    metrics = lvis_ap(path, [found(3, 60, 0.9) for _ in range(299)] + [found(1, 0, 0.5), found(2, 40, 0.4)])["mask"]
+    assert (metrics.AP, metrics.APc, metrics.AP_fixed, metrics.APc_fixed) == pytest.approx((50, 0, 100, 100))
+    assert (metrics.APf, metrics.APf_fixed) == (None, None)
+
+
+def test_ap_fixed_takes_the_best_of_a_category(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "FIXED_DETECTIONS_PER_CATEGORY", 2)
+    content = one_picture([(1, 0), (1, 20)])
+    content["images"].append(content["images"][0] | {"id": 8, "neg_category_ids": [2]})
+    path = write(tmp_path / "a.json", content)
+    # the two best of the category: one on an object, one in a picture of which nothing is known of the category
+    detections = [found(1, 0, 0.9), found(1, 0, 0.8, image_id=8), found(1, 20, 0.7)]
+    metrics = lvis_ap(path, detections)["box"]
+    assert (metrics.AP, metrics.AP_fixed) == pytest.approx((100, 100 * 51 / 101))
+
+
+@pytest.mark.parametrize(
+    ("detections", "is_told"),
+    [
+        (300, True),  # as many as a limit of 300 an image leaves
+        (299, False),  # the detector gave all it had
+        (301, False),  # it kept more than LVIS's limit
+    ],
+)
+def test_too_few_detections_for_ap_fixed_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, detections: int, is_told: bool
+) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (2, 40)]))
+    lvis_ap(path, [found(1, 0, 0.9) for _ in range(detections)])
+    told = [line for line in caplog.messages if "AP_fixed is not truly fixed: 2 categories have fewer" in line]
+    assert len(told) == is_told
+
+
 def test_no_detections_give_zero_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = lvis_ap(write(tmp_path / "a.json", one_picture([(1, 0)])), [])
     assert (metrics["mask"].AP, metrics["box"].APr, metrics["box"].APf) == (0, 0, None)
@@ -308,14 +382,10 @@ def test_no_ground_truth_gives_none(tmp_path: Path) -> None:
     [
         ({"image_id": 99}, "an image_id that the annotation file does not know"),
         ({"category_id": 99}, "a category_id that the annotation file does not know"),
-        ({"score": float("nan")}, "a score that is not finite"),
-        ({"bbox": [0.0, float("nan"), 10.0, 10.0]}, "a box that is not four finite numbers"),
-        ({"bbox": [0.0, 10.0, 10.0]}, "a box that is not four finite numbers"),
-        ({"segmentation": {"size": [21, 100], "counts": "PPYo1"}}, "no mask of the picture's size"),
-        ({"segmentation": None}, "no mask of the picture's size"),
+        ({"bbox": [10.0, 0.0, -10.0, 10.0]}, "a box of negative width or height"),
     ],
 )
-def test_faulty_detections_are_left_out_and_told(
+def test_detections_that_are_left_out_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, faulty: dict, told: str
 ) -> None:
     path = write(tmp_path / "a.json", one_picture([(1, 0)]))
@@ -323,23 +393,115 @@ def test_faulty_detections_are_left_out_and_told(
     with caplog.at_level(logging.WARNING):
         # the faulty ones would be the best of the picture, and 300 of them would fill it
         assert lvis_ap(path, [found(1, 0, 0.9) | faulty] * 300 + [found(1, 0, 0.5)]) == sound
-    assert caplog.messages == [f"300 of 301 detections left out: {told}"]
+    assert caplog.messages == [f"detections.json.gz: 300 of 301 detections left out: {told}"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"bbox": [0.0, 0.0, 10.0, 12.0]}, None),  # on the edge of the picture is within it
+        ({"bbox": [0.0, 0.0, 10.0, 22.0]}, "a box that reaches beyond its picture: evaluated as it is"),
+        ({"bbox": [-2.0, 0.0, 12.0, 10.0]}, "a box that reaches beyond its picture: evaluated as it is"),
+        ({"bbox": [0.0, 0.0, 0.0, 10.0]}, "a box without an area: counted among an image's best, and then dropped"),
+        (
+            {"segmentation": encode(np.zeros((20, 100), dtype=np.uint8, order="F"))},
+            "an empty mask, in a picture that has objects of its category",
+        ),
+    ],
+)
+def test_odd_detections_are_evaluated_as_the_lvis_package_does_and_told(
+    lvis_package: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, odd: dict, told: str | None
+) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (1, 20)]))
+    detections = [found(1, 0, 0.9) | odd, found(1, 20, 0.8)]
+    with caplog.at_level(logging.WARNING):
+        ours = lvis_ap(path, detections)
+    expected = [f"detections.json.gz: 1 of 2 detections have {told}"] if told else []
+    assert [line for line in caplog.messages if "detections.json.gz" in line] == expected
+    assert_same(ours["box"], measured_by_lvis(lvis_package, path, detections, "bbox"))
+    assert_same(ours["mask"], measured_by_lvis(lvis_package, path, detections, "segm"))
+
+
+SMALL_MASK = {"size": [21, 100], "counts": "PPYo1"}
+SHORT_MASK = {"size": [20, 100], "counts": encode(np.ones((19, 100), dtype=np.uint8, order="F"))["counts"]}
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ({"segmentation": SMALL_MASK}, r"detection 2: its mask is of \(21, 100\) \(height, width\), its picture of"),
+        ({"segmentation": SHORT_MASK}, "detection 2: the runs of its mask do not fill 20 x 100 pixels"),
+        ({"segmentation": None}, "detection 2: has no mask, and those before it have one"),
+        ({"bbox": [0.0, 10.0, 10.0]}, r"detection 2: .*length 4, got 3 - at `\$.bbox`"),
+        ({"bbox": None, "segmentation": [[0, 0, 5, 0, 5, 5]]}, "detection 2: has neither a bbox nor an RLE"),
+        ({"score": None}, r"detection 2: Expected `float`, got `null` - at `\$.score`"),
+        ({"score": "0.5"}, r"detection 2: Expected `float`, got `str` - at `\$.score`"),
+        ({"image_id": 7.5}, r"detection 2: Expected `int`, got `float` - at `\$.image_id`"),
+        ({"category_id": 10**30}, "detection 2: "),
+    ],
+)
+def test_broken_detections_are_refused(tmp_path: Path, broken: dict, told: str) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    with pytest.raises(UserError, match=f"detections.json.gz: {told}"):
+        lvis_ap(path, [found(1, 0, 0.9), found(1, 0, 0.8) | broken, found(1, 0, 0.7)])
+
+
+def test_detections_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    told = "nothing in it fits .*a.json: 2 of 2 detections have an image_id that the annotation file does not know"
+    with pytest.raises(UserError, match=told):
+        lvis_ap(path, [found(1, 0, 0.9, image_id=8), found(1, 0, 0.8, image_id=9)])
+
+
+def test_a_detector_of_boxes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (1, 20)]))
+    detections = [found(1, 0, 0.9), found(1, 50, 0.8), found(1, 20, 0.7)]
+    with_masks = lvis_ap(path, detections)
+    assert lvis_ap(path, [entry | {"segmentation": None} for entry in detections]) == {"box": with_masks["box"]}
+    without_boxes = [{key: value for key, value in entry.items() if key != "bbox"} for entry in detections]
+    assert lvis_ap(path, without_boxes) == with_masks
+
+
+@pytest.mark.parametrize("form", ["polygons", "run lengths"])
+def test_masks_that_are_not_compressed(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    x, y, w, h = square(0)[0]
+    corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+    mask: Any = [corners] if form == "polygons" else runs(mask_utils.decode(square(0)[1]))
+    average = lvis_ap(path, [found(1, 0, 0.9, segmentation=mask)])["mask"].AP
+    assert average == pytest.approx(100)
+
+
+def test_results_of_each_category_as_csv(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0), (1, 20), (2, 40)], neg_category_ids=[3]))
+    detections = tmp_path / "detections.json"
+    with DetectionsWriter(detections) as writer:
+        # IoU of the second 9 / 11: found at 7 of 10 thresholds, half of the objects at the other 3; of the third 6 / 14
+        writer.write([found(1, 0, 0.9), found(1, 21, 0.8), found(2, 44, 0.8), found(3, 60, 0.7)])
+    evaluation.evaluate(path, detections).write_csv(tmp_path / "categories.csv")
+    ap = round((7 * 100 + 3 * 100 * 51 / 101) / 10, 4)
+    assert (tmp_path / "categories.csv").read_text().splitlines() == [
+        "id,name,frequency,objects,detections,AP.b,AP50.b,AP75.b,AP_fixed.b,AP.m,AP50.m,AP75.m,AP_fixed.m",
+        f"1,rare,r,2,2,{ap},100.0,100.0,{ap},{ap},100.0,100.0,{ap}",
+        "2,common,c,1,1,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+        "3,frequent,f,0,1,,,,,,,,",
+    ]
 
 
 @pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
 def test_missing_federated_fields_are_an_error(tmp_path: Path, field: str) -> None:
     content = one_picture([(1, 0)])
     del content["images"][0][field]
-    with pytest.raises(UserError, match=f"a.json: .*'{field}' is missing"):
+    with pytest.raises(UserError, match=f"a.json: .*missing required field `{field}`"):
         lvis_ap(write(tmp_path / "a.json", content), [])
 
 
 def test_unusable_annotation_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none.json: cannot be read"):
+    with pytest.raises(UserError, match=r"none.json: the annotation file cannot be read"):
         lvis_ap(tmp_path / "none.json", [])
     content = one_picture([])
     content["categories"][0]["frequency"] = "often"
-    with pytest.raises(UserError, match="category 'rare' has the frequency 'often', expected r, c or f"):
+    with pytest.raises(UserError, match="a.json: .*'often' - at `\\$.categories.*frequency`"):
         lvis_ap(write(tmp_path / "a.json", content), [])
     content = one_picture([])
     content["categories"][0]["name"] = "common"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +50,12 @@ def split(tmp_path: Path) -> LVISSplit:
     return LVISSplit(records=[record, record | {"image_id": 7}], categories=categories)
 
 
-def test_detect(split: LVISSplit) -> None:
+def test_detect(split: LVISSplit, tmp_path: Path) -> None:
     cfg = get_cfg()
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 40, 50
     model = SameTwoObjects().train()
-    results = detect(model, cfg, split, "cpu")
+    detect(model, cfg, split, "cpu", tmp_path / "detections.json.gz")
+    results = json.loads(gzip.decompress((tmp_path / "detections.json.gz").read_bytes()))
     assert model.training  # left as it was
 
     image = model.inputs[0]["image"]
@@ -67,6 +70,13 @@ def test_detect(split: LVISSplit) -> None:
     assert isinstance(results[0]["segmentation"]["counts"], str)
     assert mask_utils.toBbox(results[0]["segmentation"]).tolist() == [1, 2, 7, 3]
     assert mask_utils.area(results[1]["segmentation"]) == 0
+
+
+def test_a_detection_that_fails_leaves_no_file(split: LVISSplit, tmp_path: Path) -> None:
+    split.records[1]["file_name"] = str(tmp_path / "none.png")
+    with pytest.raises(FileNotFoundError):
+        detect(SameTwoObjects(), get_cfg(), split, "cpu", tmp_path / "detections.json.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["red.png"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

@@ -1,4 +1,4 @@
-"""A Detectron2 model run over the pictures of a split, to LVIS results."""
+"""A Detectron2 model run over the pictures of a split, to a file of LVIS results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from detectron2.structures import Instances
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from rio_bench.detection.detections import DetectionsWriter
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from detectron2.config import CfgNode
 
     from rio_bench.datasets.lvis import LVISSplit
@@ -25,28 +29,28 @@ SECONDS_BETWEEN_LOG_LINES = 10
 
 
 @torch.no_grad()
-def detect(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str) -> list[dict]:
-    """Detect in every picture of the split; returns LVIS results, in the order of the split's records.
+def detect(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str, path: Path) -> None:
+    """Detect in every picture of the split; writes LVIS results to `path`, in the order of the split's records.
 
     Each result holds image_id, category_id (the file's), bbox [x, y, width, height] in the picture's pixels, score, and
-    segmentation, a compressed RLE whose counts are a str. Pictures are read and resized as Detectron2's DatasetMapper
-    does for tests, and go through the model one by one, so that none depends on the padding of others. The model is
-    left in the mode, training or evaluation, that it was in.
+    segmentation, a compressed RLE whose counts are a str. They are written picture by picture; the file appears when
+    all are done. Pictures are read and resized as Detectron2's DatasetMapper does for tests, and go through the model
+    one by one, so that none depends on the padding of others. The model is left in the mode, training or evaluation,
+    that it was in. Raises UserError where the file cannot be written.
     """
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     category_ids = [category.id for category in split.categories]
     was_training = model.training
     model.to(device).eval()
-    results: list[dict] = []
     last_line = time.monotonic()
-    for number, record in enumerate(split.records, start=1):
-        instances = model([_read(record, resize, cfg.INPUT.FORMAT)])[0]["instances"]
-        results += _to_results(instances, record["image_id"], category_ids)
-        if time.monotonic() - last_line > SECONDS_BETWEEN_LOG_LINES:
-            logger.info("evaluated %d/%d pictures", number, len(split.records))
-            last_line = time.monotonic()
+    with DetectionsWriter(path) as writer:
+        for number, record in enumerate(split.records, start=1):
+            instances = model([_read(record, resize, cfg.INPUT.FORMAT)])[0]["instances"]
+            writer.write(_to_results(instances, record["image_id"], category_ids))
+            if time.monotonic() - last_line > SECONDS_BETWEEN_LOG_LINES:
+                logger.info("evaluated %d/%d pictures", number, len(split.records))
+                last_line = time.monotonic()
     model.train(was_training)
-    return results
 
 
 def _read(record: dict[str, Any], resize: T.Augmentation, image_format: str) -> dict[str, Any]:
