@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
@@ -102,7 +103,7 @@ class Search:
                 trial = optuna.trial.Trial(self._study, frozen._trial_id)
                 if iteration not in frozen.intermediate_values:  # a resumed run repeats some
                     trial.report(value, iteration)
-                prune = trial.should_prune() or prune
+                prune = prune or bool(trial.should_prune())
             return prune
 
     def tell(self, name: str, how: Literal["finished", "failed", "pruned"], record: Record | None = None) -> str | None:
@@ -151,14 +152,13 @@ class Search:
             storage, self._set_aside = open_journal(self._results.study_journal, self._lock)
         else:
             storage = open_database(url)
-        self._study = optuna.create_study(
-            storage=storage,
-            study_name=study_name(self._experiment),
-            directions=["maximize"] * len(self._config.objectives),
-            sampler=make_sampler(self._config.sampler, self._experiment.search_points[0].seed),
-            pruner=make_pruner(self._config.pruner),
-            load_if_exists=True,
-        )
+        name = study_name(self._experiment)
+        if name not in optuna.get_all_study_names(storage):
+            directions = [StudyDirection.MAXIMIZE] * len(self._config.objectives)
+            optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        sampler = make_sampler(self._config.sampler, self._experiment.search_points[0].seed)
+        pruner = make_pruner(self._config.pruner)
+        self._study = optuna.load_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
 
     def _take_over(self) -> None:
         """Let the study know what the run folders hold, and note what is to be done again."""
