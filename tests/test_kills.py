@@ -1,0 +1,78 @@
+"""A sweep that is killed again and again gives the table of one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rio_bench.records import ResultFolder, RunFolder
+from rio_bench.report.cells import compare
+from rio_bench.report.leaderboard import leaderboard
+
+KILLS = 50
+RUNS = 40
+
+# A harness in a process of its own: HARNESS ROOT
+HARNESS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import resuming_worker, test_scheduler
+from pathlib import Path
+from rio_bench.engines.local import TIED, LocalEngine
+from rio_bench.records import ResultFolder, RunFolder
+from rio_bench.scheduler import run_experiment
+plan = test_scheduler.a_plan({RUNS}, retries=1000)
+engine = LocalEngine(plan.execution, "cpu", 2, main=resuming_worker.main, preload=(TIED,))
+outcome = run_experiment(plan, ResultFolder(Path(sys.argv[1])), engine)
+sys.exit(len(outcome.finished) + len(outcome.reused) != {RUNS})
+"""
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", HARNESS, str(root)], stdout=subprocess.DEVNULL)
+
+
+def workers(root: Path) -> list[int]:
+    """Process ids of those at work."""
+    holders = [ResultFolder(root).run(path.name).read_holder() for path in (root / "runs").glob("*")]
+    return [holder.pid for holder in holders if holder is not None]
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert start(undisturbed).wait() == 0
+
+    victims = chance.choices(["harness", "worker", "both"], k=KILLS)
+    harness = start(disturbed)
+    for victim in victims:
+        # A harness is killed while it starts, too; the moments of the rest are random within their work.
+        at_start = victim == "harness" and chance.random() < 0.3
+        while not at_start and not (running := workers(disturbed)):
+            assert harness.poll() is None, "all runs were done: take more of them"
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        if victim != "harness":
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself in between
+                os.kill(chance.choice(running), signal.SIGKILL)
+        if victim != "worker":
+            harness.kill()
+            harness.wait()
+            harness = start(disturbed)
+    assert harness.wait() == 0
+
+    tables = [leaderboard(compare(ResultFolder(root))) for root in (undisturbed, disturbed)]
+    assert len(tables[0]) > 0
+    assert tables[0].equals(tables[1])
+    attempts = [RunFolder(path).read_attempts() for path in (disturbed / "runs").iterdir()]
+    assert sum(attempt.signal == "SIGKILL" for of_run in attempts for attempt in of_run) > 5
+    assert not any(RunFolder(path).is_worked_on() for path in (disturbed / "runs").iterdir())
