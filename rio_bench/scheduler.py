@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rio_bench import datasets
 from rio_bench.attempts import exit_cause, is_held, may_be_mended
-from rio_bench.engines import Engine
+from rio_bench.engines import Engine, Job
 from rio_bench.errors import UserError
 from rio_bench.files import FileLock, RecordError
 from rio_bench.plan import Plan, PlannedRun, stored_plan, stored_run, with_trials
@@ -194,7 +194,7 @@ class Scheduler:
 
     def _is_over(self) -> bool:
         states = {task.view.state for task in self._tasks}
-        if "running" in states:
+        if states & {"running", "queued"}:
             return False
         return self._interrupts > 0 or (not states & {"waiting", "held"} and self._trials.is_over())
 
@@ -203,6 +203,9 @@ class Scheduler:
     def _give_out(self, looking: bool) -> bool:
         """Fill the free slots; whether any run changed its state."""
         changed = False
+        if looking:  # the nodes of a cluster come and go
+            taken = {task.running.slot for task in self._tasks if task.running}
+            self._free = [slot for slot in range(self._engine.slots()) if slot not in taken]
         for task in self._tasks:
             if task.view.state == "waiting" or (task.view.state == "held" and looking):
                 before = task.view.state
@@ -292,8 +295,15 @@ class Scheduler:
         job = self._engine.start(folder, slot, weights)
         self._free.remove(slot)
         task.running = Running(job, slot, lock, datetime.now().astimezone(), log_start, metrics_start)
-        task.view.state, task.view.started, task.view.where = "running", time.monotonic(), job.where
+        task.view.started = time.monotonic()
+        self._place(task.view, job)
         return True
+
+    def _place(self, view: RunView, job: Job) -> None:
+        """Tell where a run is; one that waits in a cluster's queue has not begun: no time limit counts yet."""
+        view.state, view.where = "queued" if job.queued else "running", job.where
+        if job.queued:
+            view.started = time.monotonic()
 
     def _reuse(self, task: Task) -> bool:
         """Take the result of a run that has one."""
@@ -316,6 +326,7 @@ class Scheduler:
             if task.running is None:
                 continue
             running, view = task.running, task.view
+            self._place(view, running.job)
             progress = read_progress(read_tail(task.folder.metrics_file, running.metrics_start))
             if progress.done and progress.done != view.progress.done:
                 running.latest = Sighting(now, progress.done)

@@ -18,10 +18,14 @@ ENGINES = {"local": None, "ray": "ray", "slurm": "submitit"}
 
 
 class Job(Protocol):
-    """A worker that was started. where: for people, as "gpu 0" or "node7"; pid: of its process, 0 where not known."""
+    """A worker that was started, or waits in a cluster's queue and is to start.
+
+    where: for people, as "gpu 0" or "node7"; pid: of its process there, 0 where not known. Both may change with poll().
+    """
 
     pid: int
     where: str
+    queued: bool
 
     def poll(self) -> int | None:
         """None while it runs; then its exit status, or minus the signal that ended it."""
@@ -39,7 +43,7 @@ class Engine(Protocol):
     device: str
 
     def slots(self) -> int:
-        """How many runs go on at a time."""
+        """How many runs go on at a time; it may change while they do."""
 
     def start(self, folder: RunFolder, slot: int, initial_weights: Path | None) -> Job:
         """Start the worker of a run in a free slot. Raises RecordError where it cannot be started."""

@@ -32,6 +32,8 @@ PRELOAD = (TIED, *(f"rio_bench.detection.{room}" for room in ("trainer", "model"
 class LocalJob:
     """A running worker."""
 
+    queued = False
+
     def __init__(self, process: ForkServerProcess, where: str) -> None:
         self._process = process
         self.pid = process.pid or 0
