@@ -173,7 +173,8 @@ class PlainDisplay:
         if view.state != "running":
             return False
         told = self._told.get(view.name)
-        return told is None or now - told >= max(PLAIN_PERIOD, (now - (view.started or now)) / THINNING)
+        so_far = 0.0 if view.started is None else now - view.started
+        return told is None or now - told >= max(PLAIN_PERIOD, so_far / THINNING)
 
 
 def sentence(view: RunView) -> str:
@@ -252,19 +253,19 @@ def run_table(views: Sequence[RunView], now: float, width: int | None = None) ->
     """The table of some runs, for a terminal of `width` columns; None: as wide as it needs to be.
 
     What is empty throughout is left out. Where names do not fit, the least needed columns are left out, then parts of
-    the names.
+    the names and of the places.
     """
     columns = {heading: cells for heading, cells in _columns(views, now).items() if any(cells)}
     names = [view.name for view in views]
     places = columns.pop("where or when", [])
     place_width = None
     if width is not None:
-        place_width = PLACE_WIDTH if places else 0
+        kept = PLACE_WIDTH + 2 if places else 0
         for heading in LEFT_OUT_FIRST:
-            if _room(width, columns, place_width) < min(NAME_WIDTH, max(map(len, names), default=0)):
+            if _room(width - kept, columns) < min(NAME_WIDTH, _longest(names)):
                 columns.pop(heading, None)
-        names = shorten(names, max(_room(width, columns, place_width), 1))
-        place_width += max(0, _room(width, columns, place_width) - max(map(len, names), default=0))
+        names = shorten(names, max(_room(width - kept, columns), 1))
+        place_width = max(PLACE_WIDTH, _room(width - 2, columns) - _longest(names))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", no_wrap=True, overflow="ellipsis")
     for heading in columns:
@@ -278,10 +279,13 @@ def run_table(views: Sequence[RunView], now: float, width: int | None = None) ->
     return table
 
 
-def _room(width: int, columns: dict[str, list[str]], place_width: int) -> int:
-    """Columns of the terminal that are left for names."""
-    widths = [max(map(len, [heading, *cells])) for heading, cells in columns.items()]
-    return width - sum(widths) - 2 * len(widths) - (place_width + 2 if place_width else 0)
+def _room(width: int, columns: dict[str, list[str]]) -> int:
+    """What columns leave of a terminal's width."""
+    return width - sum(_longest([heading, *cells]) + 2 for heading, cells in columns.items())
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(map(len, texts), default=0)
 
 
 def shorten(names: Sequence[str], width: int) -> list[str]:
@@ -289,7 +293,7 @@ def shorten(names: Sequence[str], width: int) -> list[str]:
 
     An identity's digits stay: they alone tell the runs of a search apart, and `rio_bench logs` takes them for a name.
     """
-    if max(map(len, names), default=0) <= width:
+    if _longest(names) <= width:
         return list(names)
     return [_cut(IDENTITY.sub(r"\1", name), width) for name in names]
 
@@ -298,8 +302,7 @@ def _cut(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     kept = width - 1
-    strategy, dash, rest = name.partition("-")
-    end = max(kept // 2, min(len(dash + rest), kept - 4))
+    end = max(kept // 2, min(len(name) - len(name.partition("-")[0]), kept - 4))  # all but the strategy, if it fits
     return f"{name[: kept - end]}…{name[len(name) - end :]}"
 
 
@@ -312,11 +315,12 @@ def _columns(views: Sequence[RunView], now: float) -> dict[str, list[str]]:
 def _cells(view: RunView, now: float) -> dict[str, str]:
     running = view.state == "running"
     began = running and view.progress.phase != "starting"
+    until = now if running or view.ended is None else view.ended
     return {
         "state": view.progress.phase if running else view.state,
         "iteration": f"{view.progress.done}/{view.iterations}" if began else str(view.iterations),
         "loss": f"{view.progress.loss:.3f}" if began and view.progress.loss is not None else "",
-        "time": clock((now if running else view.ended or now) - view.started) if view.started is not None else "",
+        "time": clock(until - view.started) if view.started is not None else "",
         "left": clock(view.seconds_left) if running and view.seconds_left is not None else "",
         "AP.b": f"{view.ap:.1f}" if view.ap is not None else "",
         "where or when": view.where if running else view.when,
