@@ -3,6 +3,7 @@
 ROOT/experiment.json      the plan as last run: what a table needs to show missing and failed cells
 ROOT/leaderboard.csv      derived from the records, rewritten after every run (report/tables.py)
 ROOT/leaderboard.md
+ROOT/report.html          derived, by the command `report`
 ROOT/search.json          derived from the study: the trials of a search, the best, the importance of each parameter
 ROOT/study.journal        the study of a search (Optuna's journal), with study.lock beside it
 ROOT/runs/NAME/config.json       the run as planned: what the worker reads
@@ -12,6 +13,7 @@ ROOT/runs/NAME/config.json       the run as planned: what the worker reads
               /tensorboard/      the same curves as metrics.jsonl for TensorBoard
               /detections.json.gz  LVIS results of the validation pictures
               /attempts.jsonl    one line an attempt that ended: times, exit status, signal, host, process
+              /submissions/      what submitit writes of SLURM jobs (engine slurm)
               /lock              held (flock) by the harness that has given out the run
               /worker.lock       held (flock) by the worker that does it: where it runs
               /record.json       written last and whole: the done marker
@@ -234,6 +236,7 @@ class RunFolder:
     tensorboard = _below("tensorboard")
     detections_file = _below("detections.json.gz")
     attempts_file = _below("attempts.jsonl")
+    submissions = _below("submissions")
     lock_file = _below("lock")
     worker_lock_file = _below("worker.lock")
     record_file = _below("record.json")
@@ -354,6 +357,7 @@ class ResultFolder:
         self.plan_file = self.root / "experiment.json"
         self.leaderboard_csv = self.root / "leaderboard.csv"
         self.leaderboard_markdown = self.root / "leaderboard.md"
+        self.report_file = self.root / "report.html"
         self.search_file = self.root / "search.json"
         self.study_journal = self.root / "study.journal"
         self.study_lock = self.root / "study.lock"
