@@ -157,6 +157,23 @@ def print_leaderboard(
 
 
 @app.command()
+def report(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file or a result folder.")],
+    results: Results = Path("results"),
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Where to write it.", show_default="report.html in the result folder"),
+    ] = None,
+) -> None:
+    """Write all that is known of an experiment as one HTML file, which needs no network."""
+    from rio_bench.find import experiment_folder
+    from rio_bench.report.html import write_report
+
+    written = write_report(experiment_folder(experiment, results), output)
+    print(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
 def status(
     experiment: Annotated[Path, typer.Argument(help="An experiment file or a result folder.")],
     results: Results = Path("results"),
