@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rio_bench import datasets
+from rio_bench import datasets, listing
 from rio_bench.datasets import cache, coco, glyphs, inspection
 from rio_bench.datasets.inspection import inspect
 from rio_bench.datasets.lvis import Category, FileImage, Split, image_name, read_split
@@ -416,3 +416,16 @@ def test_an_embedded_data_set_that_is_not_made_says_so(tmp_path: Path, monkeypat
     monkeypatch.setenv("RIO_BENCH_CACHE", str(tmp_path))
     assert datasets.summary("glyphs-mini") == "made on first use"
     assert datasets.check("glyphs-mini") is None and not any(tmp_path.iterdir())
+
+
+def test_the_list_tells_what_is_found_and_what_is_missing(root: Path, capsys: pytest.CaptureFixture[str]):
+    (root / "lvis" / "lvis_v0.5_val.json").touch()
+    listing.print_datasets()
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split()[0]: lines[index + 1] for index, line in enumerate(lines) if line[:4] in ("lvis", "glyp")}
+    assert told["lvis_v1"].strip().startswith("2 + 2 pictures, 3 + 3 objects, 2 categories")
+    assert told["lvis_v0.5"].strip().startswith(f"missing {root}/lvis/lvis_v0.5_train.json: unpack lvis_v0.5_train")
+    assert told["glyphs-mini"].strip() == "made on first use"
+    (root / "lvis" / "lvis_v1_val.json").write_text("{")
+    listing.print_datasets()
+    assert f"{root}/lvis/lvis_v1_val.json: the annotation file is not JSON" in capsys.readouterr().out
