@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rio_bench.records import Attempt, Metrics, Record, ResultFolder, StoredPlan, StoredRun
 
 
@@ -84,11 +82,10 @@ def metrics(ap: float | None, rare: float | None, common: float | None, frequent
 
 def metrics_of(values: dict[str, float | None], buckets: dict[str, str]) -> Metrics:
     """What an evaluation makes of the AP of each category."""
-
-    def mean(bucket: str) -> float | None:
-        of_bucket = [value for name, value in values.items() if value is not None and bucket in (buckets[name], "all")]
-        return float(np.mean(of_bucket)) if of_bucket else None
-
-    return Metrics(
-        AP=mean("all"), AP50=None, AP75=None, APr=mean("r"), APc=mean("c"), APf=mean("f"), per_category=values
-    )
+    of_bucket: dict[str, list[float]] = {"r": [], "c": [], "f": []}
+    for name, value in values.items():
+        if value is not None:
+            of_bucket[buckets[name]].append(value)
+    of_all = [value for of_one in of_bucket.values() for value in of_one]
+    AP, APr, APc, APf = (sum(of_one) / len(of_one) if of_one else None for of_one in (of_all, *of_bucket.values()))
+    return Metrics(AP=AP, AP50=None, AP75=None, APr=APr, APc=APc, APf=APf, per_category=values)

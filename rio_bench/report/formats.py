@@ -152,8 +152,9 @@ def _styler(
 def _html_entry(entry: Entry) -> str:
     value = html.escape(entry.value)
     value = f"<strong>{value}</strong>" if entry.best else value
-    lines = [" ".join(filter(None, [value, entry.beside])), entry.told_difference, entry.interval]
-    return "<br>".join(filter(None, lines))
+    first = " ".join(filter(None, [value, html.escape(entry.beside)]))
+    others = [html.escape(line) for line in (entry.told_difference, entry.interval) if line]
+    return "<br>".join([first, *others])
 
 
 def _latex_entry(entry: Entry) -> str:

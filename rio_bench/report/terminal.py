@@ -38,7 +38,7 @@ def terminal(table: TextTable) -> str:
         console.print(styled, no_wrap=True, overflow="ignore", crop=False)
         for note in table.notes:
             console.print(Text(note))  # Text, never str: rich reads markup in a str
-    return capture.get()
+    return "\n".join(line.rstrip() for line in capture.get().split("\n"))
 
 
 def _wide(entry: Entry) -> list[str]:
@@ -177,4 +177,7 @@ def _plain(lines: Iterable[str]) -> list[Piece]:
 
 
 def _wrapped(name: str, width: int) -> list[str]:
-    return textwrap.wrap(" ".join(name.split()), width, break_on_hyphens=False) or [""]
+    name = " ".join(name.split())
+    if cell_len(name) <= width:
+        return [name]
+    return [line.plain.rstrip() for line in Text(name).wrap(Console(), width)]  # between words where it can
