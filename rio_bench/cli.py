@@ -248,6 +248,31 @@ def rerun(
 
 
 @app.command()
+def visualize(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is empty or not there yet.")],
+    run_folder: Annotated[Path | None, typer.Argument(help="A run's: RESULTS/EXPERIMENT/runs/NAME.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="In LVIS's result format, from any detector.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Whose validation pictures it is of.")] = None,
+    rare: Annotated[bool, typer.Option("--rare", help="Rare categories.")] = False,
+    common: Annotated[bool, typer.Option("--common", help="Common categories.")] = False,
+    frequent: Annotated[bool, typer.Option("--frequent", help="Frequent categories.")] = False,
+    category: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="This category. Repeatable. [default: all]")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of the worst, and of the best.")] = 6,
+) -> None:
+    """Draw the pictures that a detector does worst and best on, by F1: annotations and detections side by side."""
+    from rio_bench.detection import visualize
+
+    split, file = visualize.sources(run_folder, detections, dataset)
+    chosen = {"r": rare, "c": common, "f": frequent}
+    choice = visualize.Choice([bucket for bucket, is_chosen in chosen.items() if is_chosen], category or [])
+    print(visualize.visualize(split, file, output, choice, count))
+
+
+@app.command()
 def doctor() -> None:
     """Print what is installed, what is missing, and the line that installs it."""
     from rio_bench import doctor
