@@ -152,7 +152,7 @@ def test_following_ends_when_nobody_has_the_run_any_more(
     worker = folder.lock_as_worker()
     assert worker is not None
     folder.log_file.write_text("a\n")
-    follower = threading.Thread(target=logs.follow_log, args=(folder,))
+    follower = threading.Thread(target=logs.follow_log, args=(folder,), daemon=True)
     follower.start()
     time.sleep(0.6)
     assert follower.is_alive()
@@ -163,6 +163,16 @@ def test_following_ends_when_nobody_has_the_run_any_more(
     follower.join(timeout=20)
     assert not follower.is_alive()
     assert capfd.readouterr().out == "a\nb\nerror: the loss is not finite\n"
+
+
+def test_a_run_that_is_over_is_not_waited_for(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "PATIENCE", 1000)
+    folder.log_file.write_text("a\n")
+    folder.write_record(fake_worker.record_of(stored(NAMES[1]), 12.5))
+    follower = threading.Thread(target=logs.follow_log, args=(folder,), daemon=True)
+    follower.start()
+    follower.join(timeout=20)
+    assert not follower.is_alive()
 
 
 def test_ctrl_c_ends_it_quietly(folder: RunFolder, following: subprocess.Popen[bytes]) -> None:
