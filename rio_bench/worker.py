@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -130,7 +130,8 @@ def processes_joined(device: str) -> Iterator[None]:
 
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    # The others wait for the first one's evaluation, which takes longer than the default of ten minutes on LVIS.
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=2))
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         yield
@@ -200,7 +201,7 @@ def train_and_evaluate(
     from rio_bench.datasets.frequency import count_frequency
     from rio_bench.datasets.lvis import read_split
     from rio_bench.detection.evaluation import lvis_ap
-    from rio_bench.detection.inference import detect
+    from rio_bench.detection.inference import detect_together
     from rio_bench.detection.model import build_model
     from rio_bench.detection.recipe import build_cfg
     from rio_bench.detection.trainer import train
@@ -212,8 +213,9 @@ def train_and_evaluate(
     model = build_model(config, cfg, frequency)
 
     def measure() -> dict[str, Metrics]:
-        detect(model, cfg, read_split(dataset.val, skip_empty=False), device, folder.detections_file)
-        return lvis_ap(dataset.val.annotations, folder.detections_file)
+        """Box and mask AP; of several processes only the first one has them."""
+        detect_together(model, cfg, read_split(dataset.val, skip_empty=False), device, folder.detections_file)
+        return lvis_ap(dataset.val.annotations, folder.detections_file) if rank() == 0 else {}
 
     with stop.awaited():
         train_seconds = train(
@@ -225,7 +227,7 @@ def train_and_evaluate(
             folder,
             execution=execution,
             initial_weights=initial_weights,
-            evaluate=lambda: columns(measure()),
+            evaluate=lambda: columns(measured) if (measured := measure()) else {},
             stop=stop,
         )
 

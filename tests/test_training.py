@@ -20,6 +20,7 @@ from rio_bench.config import Execution, RunConfig
 from rio_bench.datasets.frequency import count_frequency
 from rio_bench.datasets.lvis import read_split
 from rio_bench.detection import checkpoints
+from rio_bench.detection.detections import read_batches
 from rio_bench.detection.hooks import Stopped
 from rio_bench.detection.model import build_model
 from rio_bench.detection.pictures import PositionedSampler, check_repeat_factors
@@ -281,7 +282,7 @@ def test_sigterm_makes_a_worker_write_a_checkpoint_and_end(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_run_as_one_process_that_averages_the_halves(tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate_one_run(tmp_path: Path) -> None:
     """Through torch's launcher, with gloo."""
     config = configuration(strategy=EVERY_CATEGORY, iterations=4, batch_size=4)
     folder = RunFolder(tmp_path / "two")
@@ -293,3 +294,10 @@ def test_two_processes_train_one_run_as_one_process_that_averages_the_halves(tmp
     record = folder.read_record()
     assert record is not None
     assert record.device.startswith("2 x ")
+    detected = [result.image_id for batch in read_batches(folder.detections_file) for result in batch.detections]
+    pictures = [
+        record["image_id"] for record in read_split(datasets.load(config.dataset).val, skip_empty=False).records
+    ]
+    assert list(dict.fromkeys(detected)) == [picture for picture in pictures if picture in set(detected)]
+    assert set(detected) & set(pictures[: len(pictures) // 2]) and set(detected) & set(pictures[len(pictures) // 2 :])
+    assert [file.name for file in folder.path.glob("*detections*")] == [folder.detections_file.name]

@@ -58,7 +58,7 @@ class Detector:
             "detection.recipe": {"build_cfg": lambda config, num_classes, device: ("cfg", num_classes, device)},
             "detection.model": {"build_model": lambda config, cfg, frequency: ("model", cfg, frequency)},
             "detection.trainer": {"train": self._train},
-            "detection.inference": {"detect": self._detect},
+            "detection.inference": {"detect_together": self._detect},
             "detection.evaluation": {"lvis_ap": self._lvis_ap},
         }
         for name, functions in rooms.items():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from rio_bench.detection.detections import DetectionsWriter
+from rio_bench.detection.detections import DetectionsWriter, read_batches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +54,26 @@ def detect(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str, 
                 logger.info("evaluated %d/%d pictures", number, len(split.records))
                 last_line = time.monotonic()
     model.train(was_training)
+
+
+def detect_together(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str, path: Path) -> None:
+    """As `detect`, each of a run's processes on its share of the pictures; `path` is written by the first one."""
+    number, rank = comm.get_world_size(), comm.get_rank()
+    if number == 1:
+        detect(model, cfg, split, device, path)
+        return
+    bounds = [len(split.records) * part // number for part in range(number + 1)]
+    parts = [path.with_name(f"part{part}.{path.name}") for part in range(number)]
+    share = dataclasses.replace(split, records=split.records[bounds[rank] : bounds[rank + 1]])
+    detect(model, cfg, share, device, parts[rank])
+    comm.synchronize()
+    if rank > 0:
+        return
+    with DetectionsWriter(path) as writer:
+        for part in parts:
+            for batch in read_batches(part):
+                writer.write(msgspec.to_builtins(batch.detections))
+            part.unlink()
 
 
 def _read(record: dict[str, Any], resize: T.Augmentation, image_format: str) -> dict[str, Any]:
