@@ -101,8 +101,7 @@ class Search:
             prune = False
             for frozen in self._open_trials(name):
                 trial = optuna.trial.Trial(self._study, frozen._trial_id)
-                if iteration not in frozen.intermediate_values:  # a resumed run repeats some
-                    trial.report(value, iteration)
+                trial.report(value, iteration)  # of what a resumed run repeats, Optuna keeps the first
                 prune = prune or bool(trial.should_prune())
             return prune
 

@@ -94,7 +94,7 @@ def cut_torn_line(journal: Path) -> None:
 
 
 def repair(journal: Path) -> Path | None:
-    """Cut a journal at the first line that is none of Optuna's; where others follow it, the whole is kept as a copy.
+    """Cut a torn last line; cut at the first line that is none of Optuna's, and keep a copy of the whole.
 
     Returns the place of that copy. Call with the lock held.
     """

@@ -105,7 +105,7 @@ def _found(experiment: Experiment, folder: RunFolder) -> FoundRun | None:
         stored = folder.read_run()
     except RecordError:
         return None
-    if stored is None or stored.is_base or (params := params_of(experiment, stored)) is None:
+    if stored is None or (params := params_of(experiment, stored)) is None:
         return None
     try:
         record = folder.read_record(stored.identity)
