@@ -223,7 +223,7 @@ class TableDisplay:
             if view.state == "failed" and view.name not in self._told:
                 self._told.add(view.name)
                 self.note(f"{view.name}: {sentence(view)}")
-        rows = self._console.height - 4  # the headings, the summary, a line above the table and the cursor's
+        rows = self._console.height - 5  # the headings, the summary in up to two lines, one above and the cursor's
         shown = run_table(rows_to_show(views, rows), now, self._console.width)
         self._live.update(Group(shown, Text(summary(views, now - self._start))), refresh=True)
 
@@ -235,11 +235,12 @@ def rows_to_show(views: Sequence[RunView], rows: int) -> list[RunView]:
         return list(views)
     running = [view for view in views if view.state == "running"]
     failed = _last_ended_first(views, ("failed", "unreadable"))
+    ended = _last_ended_first(views, ("finished", "pruned", "stopped"))[:ENDED_SHOWN]
     begun = [view for view in views if view.state in ("held", "queued")]
-    ended = _last_ended_first(views, ("finished", "pruned", "stopped"))
-    failed_at_least = min(len(failed), rows // 3)  # however many run
-    chosen = running[: rows - failed_at_least]
-    for group in (failed, begun, ended[:ENDED_SHOWN]):
+    kept_for_failed, kept_for_ended = min(len(failed), rows // 4), min(len(ended), rows // 8)  # however many run
+    chosen = running[: rows - kept_for_failed - kept_for_ended]
+    chosen += failed[: rows - kept_for_ended - len(chosen)]
+    for group in (ended, begun):
         chosen += group[: rows - len(chosen)]
     names = {view.name for view in chosen}
     return [view for view in views if view.name in names]

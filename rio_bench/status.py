@@ -37,13 +37,13 @@ def print_status(results: ResultFolder, everything: bool) -> None:
     in_terminal = console.is_terminal
     if not in_terminal:
         console = Console(highlight=False, width=1000)  # lines are as long as they need to be
-    rows = len(views) if everything else console.height - 8 if in_terminal else ROWS_IN_A_FILE
+    rows = console.height - 5 if in_terminal else ROWS_IN_A_FILE  # the headings, three lines below, the next prompt
     shown = views if everything else rows_to_show(views, rows)
-    if shown:
-        console.print(run_table(shown, time.time(), console.width if in_terminal else None))
     reasons = [view for view in shown if view.reason]
     for view in reasons if everything else reasons[-REASONS_SHOWN:]:
         console.print(f"{view.name}: {sentence(view)}", markup=False, soft_wrap=True)
+    if shown:
+        console.print(run_table(shown, time.time(), console.width if in_terminal else None))
     if len(shown) < len(views):
         console.print(f"{len(views) - len(shown)} more: rio_bench status {results.root} --all", soft_wrap=True)
     console.print(f"{plan.experiment if plan else ''}: {summary(views)}", markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -150,10 +150,10 @@ def test_200_runs_on_a_small_terminal(running: int) -> None:
     lines = drawn(a_sweep(running), 80, 24)
     assert len(lines) <= 21
     assert all(len(line.rstrip()) <= 80 for line in lines)
-    assert lines[0].split() == ["run", "state", "iteration", "left", *(["AP.b"] if running == 4 else []), *WHERE]
+    assert lines[0].split() == ["run", "state", "iteration", "left", "AP.b", *WHERE]
     rows = [line.split() for line in lines[1:]]
     assert sum(row[1] == "failed" for row in rows) == 3  # however many run
-    assert sum(row[1] == "training" for row in rows) == min(running, 17)
+    assert sum(row[1] == "training" for row in rows) == min(running, 15)
     assert all(row[2:4] == ["12345/90000", "10:00:00"] for row in rows if row[1] == "training")
     # Each run's own digits are left of its name, and what it is a run of.
     names = [row[0] for row in rows]
@@ -164,12 +164,13 @@ def test_200_runs_on_a_small_terminal(running: int) -> None:
 def test_a_wide_terminal_shows_all() -> None:
     lines = drawn(a_sweep(60), 200, 50)
     assert len(lines) == 47
-    assert lines[0].split() == ["run", "state", "iteration", "loss", "time", "left", *WHERE]
+    assert lines[0].split() == ["run", "state", "iteration", "loss", "time", "left", "AP.b", *WHERE]
     name = a_sweep(60)[63].name
     row = next(line for line in lines if name in line)
     assert row.split()[1:] == ["training", "12345/90000", "1.234", "0:01:00", "10:00:00", "node17.cluster.example.org"]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 250), st.integers(1, 60), st.integers(0, 137))
 def test_a_table_is_never_wider_than_its_terminal(width: int, height: int, running: int) -> None:
     lines = drawn(a_sweep(running), width, height)

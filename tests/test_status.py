@@ -270,7 +270,7 @@ def test_200_runs_are_told_on_a_page_and_cheaply(sweep: ResultFolder, capsys: py
     print_status(sweep, everything=False)
     took = time.thread_time() - start
     lines = capsys.readouterr().out.splitlines()
-    shown = [line.split()[0] for line in lines[1:]]
+    shown = [line.split()[0] for line in lines[6:]]
     assert len(lines) < 35
     assert shown[:5] == [run.name for run in runs[115:120]]  # ended last
     assert shown[5:15] == [run.name for run in runs[120:130]]
