@@ -68,9 +68,10 @@ def side_by_side(drawn: Drawn, threshold: float) -> Image.Image:
     return _stack([_line(drawn.title, body.width, size=18, bold=True), body, _legend(body.width)], border=12)
 
 
-def contact_sheet(groups: Sequence[tuple[str, Sequence[Drawn]]], columns: int = 3) -> Image.Image:
+def contact_sheet(groups: Sequence[tuple[str, Sequence[Drawn]]]) -> Image.Image:
     """Small pairs of panels with their titles, in groups with a heading."""
     size, gap = 260, 16
+    columns = min(3, max(len(pictures) for _, pictures in groups))
     width = columns * (2 * size + 4) + (columns - 1) * gap
     rows: list[Image.Image] = []
     for heading, pictures in groups:
@@ -81,7 +82,7 @@ def contact_sheet(groups: Sequence[tuple[str, Sequence[Drawn]]], columns: int = 
             cells.append(_stack([_line(drawn.title, pair.width, size=13), pair], gap=2))
         rows.append(_line(heading, width, size=18, bold=True))
         rows += [_row(cells[start : start + columns], gap=gap) for start in range(0, len(cells), columns)]
-    return _stack([*rows, _legend(width)], border=12, gap=10)
+    return _stack([*rows, _legend(max(width, 700))], border=12, gap=10)
 
 
 # ------------------------------------------------------------------------------------------------------------ a panel
