@@ -162,6 +162,8 @@ def _of_rows(figure: go.Figure, labels: Sequence[str], marks: int, title: str) -
             text=short(label), xref="paper", x=0, xanchor="left", y=index, yanchor="top", yshift=-1,
             showarrow=False, font={"size": 12, "color": INK}, align="left",
         )  # fmt: skip
+        if index:
+            figure.add_hline(y=index, line={"color": GRID, "width": 1})
     ticks: dict[str, Any] = {"visible": False, "range": [max(len(labels), 1), 0], "fixedrange": True}
     figure.update_layout(
         height=AXIS_PIXELS + _row_pixels(marks) * max(len(labels), 1),
@@ -306,7 +308,8 @@ def _finished(figure: go.Figure) -> Figure:
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         margin={"l": 8, "r": 12, "t": 8, "b": 8},
         hoverlabel={"align": "left", "namelength": -1},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0, "xanchor": "left"}
+        | {"traceorder": "normal"},
         hovermode="closest",
     )
     for update in (figure.update_xaxes, figure.update_yaxes):

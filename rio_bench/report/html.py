@@ -55,9 +55,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """jpeg: base64; width, height: pixels"""
+    """jpeg: base64; width, height: pixels; lines: below the title"""
 
-    caption: str
+    title: str
+    lines: Sequence[str]
     jpeg: str
     width: int
     height: int

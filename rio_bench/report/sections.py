@@ -74,6 +74,7 @@ def labels(cells: Sequence[Result], shown: Sequence[Result]) -> list[str]:
 
 
 def sections(material: Material) -> list[Section]:
+    from rio_bench.report.examples import examples_section
     from rio_bench.report.resampling import category_section, resampling_section
 
     return [
@@ -86,6 +87,7 @@ def sections(material: Material) -> list[Section]:
             material, Section("bank", "Feature bank"), BANK_CURVES, "No run has a strategy with a feature bank."
         ),
         cost_section(material),
+        examples_section(material),
         *search_sections(material.results),
         provenance_section(material),
     ]
