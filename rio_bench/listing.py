@@ -87,6 +87,10 @@ def print_plan(plan: Plan, results: ResultFolder) -> None:
     console.print(
         Text(f"{plan.experiment}: {len(plan.runs)} runs, {len(plan.runs) - len(done)} without a result: {results.root}")
     )
+    if plan.search is not None:
+        console.print(Text(f"and a search: {plan.search}"))
+        for key, axis in plan.search.space.items():
+            console.print(Text(f"  {key}: {axis}"))
 
 
 def _has_result(run: PlannedRun, results: ResultFolder) -> bool:

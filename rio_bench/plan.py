@@ -105,12 +105,14 @@ def _planned_runs(
 def select(plan: Plan, texts: Sequence[str]) -> Plan:
     """The runs whose name, method or variant contains one of the texts, and the base runs they wait for.
 
-    Raises UserError for a text that no run contains.
+    Raises UserError for a text that no run contains, and for a search.
     """
 
     def contains(run: PlannedRun, text: str) -> bool:
         return any(text in part for part in (run.name, run.method, run.variant))
 
+    if plan.search is not None:
+        raise UserError("--only picks runs that are known beforehand; a search gives out its own: leave it out")
     for text in texts:
         if not any(contains(run, text) for run in plan.runs):
             raise UserError(f"--only {text}: no run's name contains it: {', '.join(run.name for run in plan.runs)}")

@@ -54,6 +54,7 @@ class Search:
         self._runs: dict[int, list[PlannedRun]] = {}  # by the trial's number: its base run if there is one, its run
         self._given: set[str] = set()  # names of runs that this harness has and that have not ended
         self._refusals, self._last_refusal = 0, ""
+        self._written: list[TrialState] | None = None  # the trials' states in search.json
         url = self._config.storage.get_secret_value() if self._config.storage else None
         self._place = masked(url) if url else str(results.study_journal)
         with errors_told(self._place):
@@ -63,6 +64,7 @@ class Search:
             self._folder = self._lock.content(uuid.uuid4().hex) if url else ""
             self._open(url)
             self._take_over()
+        self.write()
 
     def planned(self) -> list[PlannedRun]:
         """The runs of all trials so far without duplicates, base runs first."""
@@ -118,10 +120,14 @@ class Search:
             return next(filter(None, lines), None)
 
     def write(self) -> None:
-        """Write search.json."""
+        """Write search.json, where a trial has begun or ended since it was written last."""
         with self._opened():
+            states = [trial.state for trial in self._trials()]
+            if states == self._written:
+                return
             search = findings.stored_search(self._study, self._config, self._place)
         self._results.write_search(search)
+        self._written = states
 
     def summary(self) -> list[str]:
         """What was found, and how to look at it."""

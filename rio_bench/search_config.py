@@ -35,6 +35,9 @@ class Choices(Model):
                 raise located((index,), f"{reprlib.repr(label)} is there twice")
         return self
 
+    def __str__(self) -> str:
+        return " or ".join(str(label) for label in self.labels)
+
     @property
     def labels(self) -> list[Scalar]:
         """What stands for each value in a study, which holds no lists and no mappings."""
@@ -84,6 +87,10 @@ class Range(Model):
         if self.is_whole and not isinstance(self.step, int):
             raise located(("step",), f"expected a whole number, as low and high are, got {self.step}")
         return self
+
+    def __str__(self) -> str:
+        scale = ", log scale" if self.log else "" if self.step is None else f", steps of {self.step}"
+        return f"{self.low} to {self.highest}{scale}"
 
     @property
     def is_whole(self) -> bool:
@@ -228,6 +235,10 @@ class SearchConfig(Model):
             raise located(("pruner",), "Optuna prunes for one objective only: leave it out, or take one objective")
         samplers.rehearse(self.sampler, self.pruner, self.distributions(), len(self.objectives))
         return self
+
+    def __str__(self) -> str:
+        pruned = f", pruned by {self.pruner}" if self.pruner else ""
+        return f"{self.trials} trials by {self.sampler} for {' and '.join(self.objectives)}{pruned}"
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The space in Optuna's terms."""

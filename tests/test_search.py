@@ -51,6 +51,22 @@ def found(search: Search, results: ResultFolder) -> StoredSearch:
     return stored
 
 
+def test_what_is_written_is_written_once(results: ResultFolder) -> None:
+    """A scheduler that finds a thousand results tells each, and has search.json written each time."""
+    of = experiment(trials=2)
+    search = Search(of, results)
+    assert found(search, results).trials == ()
+    run = search.ask()
+    assert run is not None
+    assert [trial.state for trial in found(search, results).trials] == ["running"]
+    search.tell(run.name, "finished", finish(run, results, of))
+    assert [trial.state for trial in found(search, results).trials] == ["finished"]
+    before = results.search_file.stat()
+    search.tell(run.name, "finished", record_of(run, values_of(run)))
+    search.write()
+    assert results.search_file.stat().st_mtime_ns == before.st_mtime_ns
+
+
 def states(search: Search, results: ResultFolder) -> list[str]:
     return [trial.state for trial in found(search, results).trials]
 

@@ -14,7 +14,8 @@ import pytest
 from rio_bench import strategy
 from rio_bench.config import Experiment, RunConfig, load_experiment
 from rio_bench.errors import UserError
-from rio_bench.plan import make_plan, trial_planner
+from rio_bench.plan import make_plan, select, trial_planner
+from rio_bench.records import ResultFolder
 from rio_bench.search_config import Choices, Range, SearchConfig
 
 GOOD = """\
@@ -124,6 +125,24 @@ def test_the_plan_of_a_search_holds_the_base_run_that_all_trials_share(tmp_path:
     assert make_plan(experiment).search == experiment.search
     # A base run with each trial's own strategy is no common one.
     assert make_plan(load(tmp_path, of_rio + "warm_start: {iterations: 5}\n")).runs == ()
+
+
+def test_a_dry_run_tells_what_is_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rio_bench.listing import print_plan
+
+    text = PRUNED.replace("100}", "110, step: 50}")
+    print_plan(make_plan(load(tmp_path, text)), ResultFolder(tmp_path / "small"))
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "and a search: 5 trials by TPESampler for AP.b.r, pruned by MedianPruner",
+        "  strategy.bank_capacity: 10 to 110, steps of 50",
+        "  strategy.repeat_threshold: 0.01 to 1.0, log scale",
+        "  classifier: linear or cosine",
+    ]
+
+
+def test_a_search_has_no_runs_to_pick_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--only picks runs that are known beforehand"):
+        select(make_plan(load(tmp_path, GOOD)), ["rio"])
 
 
 def test_the_baseline_may_be_a_strategy_that_is_searched(tmp_path: Path) -> None:
