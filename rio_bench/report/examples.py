@@ -135,8 +135,14 @@ def _pictures(
 def _encoded(drawn: Drawn) -> Picture:
     from rio_bench.detection.drawing import _panel, _row
 
-    annotated = _panel(drawn.image, drawn.objects, drawn.others, PANEL)
-    image = _row([annotated, _panel(drawn.image, drawn.detections, [], PANEL)], gap=4)
+    height = round(drawn.image.height * PANEL / max(drawn.image.size))
+    width = round(drawn.image.width * PANEL / max(drawn.image.size))
+    left, upper = (PANEL - width) // 2, (PANEL - height) // 2  # a panel is a square with the picture in its middle
+    panels = [
+        _panel(drawn.image, shapes, others, PANEL).crop((left, upper, left + width, upper + height))
+        for shapes, others in ((drawn.objects, drawn.others), (drawn.detections, []))
+    ]
+    image = _row(panels, gap=4)
     found = sorted(drawn.detections, key=lambda shape: -(shape.score or 0.0))
     told = [f"{shape.name} {shape.score or 0.0:.2f} ({shape.verdict})" for shape in found[:MOST_TOLD]]
     if len(found) > MOST_TOLD:

@@ -31,11 +31,11 @@ DARK = {
 }  # fmt: skip
 BUCKET_COLOURS = {"all": INK, "rare": COLOURS[1], "common": COLOURS[0], "frequent": COLOURS[2]}
 
-LABEL_LENGTH = 52  # characters of a name in a figure; the whole one is shown where a point is touched
+LABEL_LENGTH = 44  # characters of a name in a figure; the whole one is shown where a point is touched
 LABEL_PIXELS, MARK_PIXELS, GAP_PIXELS = 20, 13, 10  # of a row: its name, each of its marks, the space below
 AXIS_PIXELS = 100  # of a figure of rows: the axis with its title, and the legend
 CURVE_PIXELS = 360
-GROUPS = 20  # a line through differences by category is drawn through the means of so many groups
+MOST_GROUPS, GROUP_SIZE = 20, 5  # a line goes through the means of groups of about so many categories
 SHOWN_AT_FIRST = 4  # methods in a figure with a point a category; the others at a touch of the legend
 
 
@@ -78,8 +78,8 @@ class Dots:
 
 
 def plain(text: str) -> str:
-    """A text as plotly shows it word for word: it knows no other entities than these."""
-    return html.escape(" ".join(str(text).split()), quote=False)
+    """A text as plotly shows it word for word: it reads tags, entities (these and numbered ones) and %{...}."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("%{", "%&#123;")
 
 
 def short(text: str, length: int = LABEL_LENGTH) -> str:
@@ -249,7 +249,8 @@ def differences(methods: Sequence[Dots], title: str, x_title: str) -> Figure:
 def _group_means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Geometric means of x and means of y over groups of neighbours in x; points of the same x are in one group."""
     values, rank = np.unique(np.sort(x), return_index=True)
-    group = (rank * GROUPS // len(x))[np.searchsorted(values, x)]
+    groups = max(1, min(MOST_GROUPS, len(x) // GROUP_SIZE))
+    group = (rank * groups // len(x))[np.searchsorted(values, x)]
     members = np.bincount(group)
     found = members > 0
     return (

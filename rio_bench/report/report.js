@@ -27,8 +27,6 @@ for (const button of document.querySelectorAll("th button")) {
 const isDark = window.matchMedia("(prefers-color-scheme: dark)");
 const isTouched = window.matchMedia("(pointer: coarse)").matches;
 const darkColours = JSON.parse(document.getElementById("dark-colours").textContent);
-const SMALL = 600; // pixels; below it a legend has a line an entry
-
 function recoloured(value) {
   if (Array.isArray(value)) return value.map(recoloured);
   if (value === null || typeof value !== "object") return value;
@@ -44,10 +42,14 @@ function draw(place) {
   let figure = JSON.parse(place.querySelector("script").textContent);
   if (isDark.matches) figure = recoloured(figure);
   const layout = figure.layout;
-  const entries = figure.data.filter((trace) => trace.showlegend !== false).length;
-  const hasLegend = layout.showlegend !== false && entries > 1;
-  layout.showlegend = hasLegend;
-  if (hasLegend && !layout.yaxis.fixedrange) layout.height += 20 * (place.clientWidth < SMALL ? entries : entries / 3);
+  const names = figure.data.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
+  layout.showlegend = layout.showlegend !== false && names.length > 1;
+  if (layout.showlegend) { // above the figure, with room for all its lines
+    const entryWidth = 50 + 7.5 * Math.max(...names.map((name) => name.length));
+    const lines = Math.ceil(names.length / Math.max(1, Math.floor(place.clientWidth / entryWidth)));
+    layout.legend.maxheight = 22 * lines + 10;
+    layout.height += 22 * (lines - 1);
+  }
   layout.hoverlabel.bgcolor = isDark.matches ? "#333333" : "#ffffff";
   if (isTouched) layout.dragmode = false; // a finger scrolls the page
   return Plotly.react(place.querySelector(".plot"), figure.data, layout, {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def category_section(material: Material) -> Section:
     """Difference to the baseline by category, against its number of training images."""
-    section = Section("categories", "Difference by category", notes=material.shown_note)
+    section = Section("categories", "Difference by category")
     by_dataset: dict[str, list[tuple[Result, dict[str, float]]]] = {}
     for cell in material.shown:
         baseline = material.comparison.baseline_of(cell)
@@ -47,6 +47,8 @@ def category_section(material: Material) -> Section:
         if dots:
             figure = figures.differences(dots, "difference [points of AP]", "training images of the category")
             section.charts.append(Chart(caption, figure))
+    if section.charts:
+        section.notes += material.shown_note
     return section
 
 
