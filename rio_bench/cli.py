@@ -264,8 +264,12 @@ def visualize(
     count: Annotated[int, typer.Option(min=1, help="How many of the worst, and of the best.")] = 6,
 ) -> None:
     """Draw the pictures that a detector does worst and best on, by F1: annotations and detections side by side."""
+    import logging
+
     from rio_bench.detection import visualize
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rio_bench").setLevel(logging.INFO)  # LVIS takes minutes
     split, file = visualize.sources(run_folder, detections, dataset)
     chosen = {"r": rare, "c": common, "f": frequent}
     choice = visualize.Choice([bucket for bucket, is_chosen in chosen.items() if is_chosen], category or [])

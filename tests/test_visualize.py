@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,15 @@ def test_what_is_drawn(tmp_path: Path) -> None:
     assert result.objects[1].mask[10:30, 60:80].all() and result.objects[1].mask.sum() == 400
 
 
+def test_of_an_empty_mask_the_box_is_drawn(tmp_path: Path) -> None:
+    split = data_set(tmp_path, {7: [(1, 0)]})
+    mask = mask_utils.encode(np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F"))["counts"].decode()
+    detections = [found(7, 1, 60, 0.9) | {"segmentation": {"size": [HEIGHT, WIDTH], "counts": mask}}]
+    (result,) = drawn(split, write(tmp_path, detections), 0, Choice()).detections
+    assert (result.name, result.verdict) == ("rare_one (empty mask)", "false")
+    assert result.mask[10:30, 60:80].all() and result.mask.sum() == 400
+
+
 def test_detections_that_the_annotations_do_not_judge(tmp_path: Path) -> None:
     split = data_set(tmp_path, {7: [(1, 0)]}, neg_category_ids=[2], not_exhaustive_category_ids=[1])
     detections = [found(7, 1, 60, 0.9), found(7, 2, 60, 0.9), found(7, 3, 60, 0.9)]
@@ -320,6 +330,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
     monkeypatch.setattr("rio_bench.datasets.load", lambda name: Dataset(name, split, split))
+    monkeypatch.setattr(logging.getLogger("rio_bench"), "setLevel", lambda level: None)  # it would last
 
     def command(*arguments: object) -> Any:
         return CliRunner().invoke(cli.app, ["visualize", *map(str, arguments)])

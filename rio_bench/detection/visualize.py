@@ -169,15 +169,20 @@ class _Pictures:
             wrong: Verdict = "false" if self._is_judged(picture, category) else "not judged"
             for detection, shape, partner in zip(found, shapes, met, strict=True):
                 mask = _mask(shape["counts"], height, width) if isinstance(shape, dict) else _box(shape, height, width)
+                note = ""
+                if not mask.any() and detection.bbox is not None:  # as of a detector that has hardly been trained
+                    mask, note = _box(detection.bbox, height, width), " (empty mask)"
                 verdict = wrong if partner is None else "right"
-                detections.append(self._shape(category, mask, verdict, detection.score))
+                detections.append(self._shape(category, mask, verdict, detection.score, note))
         told = f"F1 {score.f1:.2f}: {score.found} found, {score.missed} missed, {score.false} false"
         title = f"{title}image {self._truth.image_ids[picture]}, {told}"
         return Drawn(_read_picture(path, width, height), title, objects, others, detections)
 
-    def _shape(self, category: int, mask: NDArray[np.uint8], verdict: Verdict, score: float | None = None) -> Shape:
+    def _shape(
+        self, category: int, mask: NDArray[np.uint8], verdict: Verdict, score: float | None = None, note: str = ""
+    ) -> Shape:
         entry = self._truth.categories[category]
-        return Shape(entry.name, entry.frequency, mask, verdict, score)
+        return Shape(entry.name + note, entry.frequency, mask, verdict, score)
 
     def _is_judged(self, picture: int, category: int) -> bool:
         """Whether a detection of a category that meets no object is known to be false."""
@@ -205,7 +210,7 @@ def _mask(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
     return mask_utils.decode({"size": [height, width], "counts": counts})
 
 
-def _box(box: list[float], height: int, width: int) -> NDArray[np.uint8]:
+def _box(box: Sequence[float], height: int, width: int) -> NDArray[np.uint8]:
     x, y, right, lower = round(box[0]), round(box[1]), round(box[0] + box[2]), round(box[1] + box[3])
     mask = np.zeros((height, width), dtype=np.uint8)
     mask[max(y, 0) : max(lower, 0), max(x, 0) : max(right, 0)] = 1
