@@ -103,7 +103,9 @@ def harness(root: Path, url: str, trials: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, str(root), url, str(trials)])
 
 
-def test_a_search_with_its_study_in_postgresql(server: Server, database: str, tmp_path: Path) -> None:
+def test_a_search_with_its_study_in_postgresql(
+    server: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = ResultFolder(tmp_path / "banks")
     of = experiment(trials=5, storage=server.url(database))
     search = Search(of, results)
@@ -122,6 +124,11 @@ def test_a_search_with_its_study_in_postgresql(server: Server, database: str, tm
     for file in results.root.rglob("*"):
         assert not file.is_file() or PASSWORD not in file.read_text(errors="replace")
     assert PASSWORD not in "\n".join(again.summary())
+    # Nor need it be there.
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    assert Search(
+        experiment(trials=5, storage=server.url(database).replace(f":{PASSWORD}", "")), results
+    ).is_exhausted()
 
 
 def test_a_wrong_password_and_a_missing_database_are_told_in_one_line(
@@ -178,4 +185,6 @@ def test_a_server_that_goes_away_is_told_and_the_search_goes_on_when_it_is_back(
     finally:
         server.start()
     search.tell(run.name, "finished", record)  # the same harness, on a new connection
-    assert len(do_all(search, results, of)) == 2
+    server.stop()
+    server.start()
+    assert len(do_all(search, results, of)) == 2  # that it was away while nobody asked goes unnoticed
