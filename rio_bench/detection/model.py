@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -14,6 +14,7 @@ from rio_bench.config import RunConfig
 from rio_bench.datasets.frequency import Frequency
 from rio_bench.detection import roi_heads  # noqa: F401  (registers ResamplingROIHeads)
 from rio_bench.detection.classifier import use_classifier
+from rio_bench.detection.weights import BACKBONE, read_weights
 from rio_bench.errors import UserError
 
 
@@ -31,27 +32,21 @@ def build_model(config: RunConfig, cfg: CfgNode, frequency: Frequency) -> nn.Mod
     return model
 
 
-class BackboneCheckpointer(DetectionCheckpointer):
-    """Matches names by their ends, as Detectron2 does for its own .pkl files, and refuses what does not fit."""
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        problems = super()._load_model(checkpoint | {"matching_heuristics": True})
-        unfit = [*problems.missing_keys, *(name for name, *_ in problems.incorrect_shapes)]
-        unfit = [name for name in unfit if name.startswith("backbone.bottom_up.")]
-        if unfit:
-            raise UserError(f"does not hold {unfit[0]} ({len(unfit)} tensors in all): is it of another backbone?")
-        return problems
-
-
 def load_backbone_weights(model: nn.Module, path: str) -> None:
-    """Load ImageNet weights of the backbone.
+    """Load ImageNet weights of the backbone. Names are matched by their ends, as for Detectron2's own .pkl files.
 
     Raises:
-        UserError: the file cannot be read, or a tensor of the backbone is missing or of another shape.
+        UserError: the file cannot be read or would run code, or a tensor of the backbone is missing or of another
+            shape.
     """
+    checkpoint = read_weights(Path(path)) | {"matching_heuristics": True}
     try:
-        BackboneCheckpointer(model).load(path)
-    except UserError as error:
-        raise UserError(f"weights: {path}: {error}") from error
-    except Exception as error:  # whatever torch or pickle make of a file that is no checkpoint
-        raise UserError(f"weights: {path}: not a file of weights: {type(error).__name__}: {error}") from error
+        problems = DetectionCheckpointer(model)._load_model(checkpoint)
+    except (AssertionError, ValueError) as error:  # two names of the file that mean the same tensor
+        raise UserError(f"weights: {path}: not a file of weights: {error}") from error
+    unfit = [*problems.missing_keys, *(name for name, *_ in problems.incorrect_shapes)]
+    unfit = [name for name in unfit if name.startswith(BACKBONE)]
+    if unfit:
+        raise UserError(
+            f"weights: {path}: does not hold {unfit[0]} ({len(unfit)} tensors in all): is it of another backbone?"
+        )
