@@ -20,6 +20,7 @@ from rio_bench.engines.local import TIED, LocalEngine
 from rio_bench.plan import identity
 from rio_bench.processes import TRY_AGAIN
 from rio_bench.records import Record, ResultFolder, RunFolder, StoredRun
+from rio_bench.tasks import Outcome
 
 BASE = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": "none", "iterations": 10}
 Changes = dict[str, Any]
@@ -149,6 +150,17 @@ def test_a_rerun_that_fails_and_one_that_goes_on(
     assert main("rerun", record.name)[0] == 0  # in the same folder
     assert [path.name for path in root.parent.iterdir()] == [record.name]
     assert TRY_AGAIN not in {attempt.exit_status for attempt in ResultFolder(root).run(record.name).read_attempts()}
+
+
+def test_a_rerun_that_is_stopped_compares_nothing(
+    tmp_path: Path, main: Callable, asked: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = a_record(RunConfig.model_validate(BASE))
+    recorded_run(tmp_path / "results", record)
+    monkeypatch.setattr("rio_bench.scheduler.run_experiment", lambda *_: Outcome(stopped=[record.name]))
+    status, out, _ = main("rerun", record.name)
+    assert status == 130
+    assert out.endswith("stopped: the same command goes on from the last checkpoint\n")
 
 
 def test_a_run_that_cannot_be_made_again_is_one_line(
