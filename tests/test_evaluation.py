@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from rio_bench.detection import evaluation
+from rio_bench.detection import compact, evaluation
 from rio_bench.detection.detections import DetectionsWriter
 from rio_bench.errors import UserError
 from rio_bench.records import Metrics
@@ -364,6 +364,15 @@ def test_too_few_detections_for_ap_fixed_are_told(
     lvis_ap(path, [found(1, 0, 0.9) for _ in range(detections)])
     told = [line for line in caplog.messages if "AP_fixed is not truly fixed: 2 categories have fewer" in line]
     assert len(told) == is_told
+
+
+def test_progress_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in compact, evaluation:
+        monkeypatch.setattr(room, "SECONDS_BETWEEN_LOG_LINES", -1)
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    with caplog.at_level(logging.INFO, logger="rio_bench"):
+        lvis_ap(path, [found(1, 0, 0.9), found(2, 40, 0.8)])
+    assert caplog.messages == ["read 2 detections (100%)", *(f"evaluated {n} of 3 categories" for n in (1, 2, 3))]
 
 
 def test_no_detections_give_zero_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ import msgspec
 from rio_bench.detection.rle import Mask, Polygons
 from rio_bench.errors import UserError
 
-GZIP_LEVEL = 1  # LVIS v1 val: a fifth of the default level's time, for a file a tenth larger
+GZIP_LEVEL = 1  # a fifteenth of the default level's time, for a file a quarter larger (benchmarks/evaluation.py's)
 BATCH_SIZE = 2_000
 READ_BYTES = 2**20
 
