@@ -162,7 +162,7 @@ def test_with_one_seed_p_is_that_of_the_paired_t_test() -> None:
 
 @pytest.mark.parametrize(("seeds", "categories"), [(1, 40), (3, 40), (40, 8)])
 def test_seeds_and_categories_are_drawn_and_both_methods_alike(seeds: int, categories: int) -> None:
-    """Against the bootstrap written out; (40, 8): the other order of the sums."""
+    """Against the bootstrap written out."""
     rng = np.random.default_rng(6)
     differences = 2.0 + rng.normal(0, 1, (1, seeds, 1)) + rng.normal(0, 3, (1, 1, categories))
     differences = differences + rng.normal(0, 2, (1, seeds, categories))

@@ -76,6 +76,14 @@ def test_a_damaged_record_is_refused_or_read_as_a_slow_reader_reads_it(data: st.
         assert found == slowly(content)
 
 
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity"])
+def test_what_json_does_not_have_is_refused_in_a_configuration_too(file: Path, constant: bytes) -> None:
+    content = file.with_name("good.json").read_bytes()
+    file.write_bytes(content.replace(b'"threshold": 0.5', b'"threshold": ' + constant))
+    with pytest.raises(RecordError, match=f"{constant.decode()} is not JSON"):
+        read_stored(file, Record)
+
+
 def test_a_record_from_before_buckets_reads_as_ever(tmp_path: Path) -> None:
     values = json.loads(a_record(tmp_path))
     del values["buckets"]

@@ -19,6 +19,7 @@ from rio_bench.records import METRICS, Record, ResultFolder, RunFolder
 from rio_bench.report.categories import Compactor
 
 SHORT_SCHEDULE_PASSES = 5
+_encode = json.JSONEncoder(sort_keys=True).encode  # made once: json.dumps would make one each time
 WITHOUT_RESULT = ("failed", "pruned", "stopped", "missing")  # what a cell without a record is shown as: the first
 
 
@@ -208,7 +209,7 @@ def _baselines(name: str, cells: list[Cell], is_asked_for: bool) -> tuple[dict[s
 
 
 def _key(config: dict[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True)
+    return _encode(config)
 
 
 def without(config: dict[str, Any], path: str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ MIN_CATEGORIES = 6  # fewer cannot reach 95 %: all of 5 are on the same side of 
 RESAMPLES = 2000
 MAX_DEVIATION = 0.01  # points of AP: a record's mean is that of its categories, but for rounding
 BUCKET_OF_KEY = {"AP": None, "APr": "r", "APc": "c", "APf": "f"}  # None: the categories of all buckets
-_MEANS_AT_ONCE = 2**15  # of a cell's seeds or categories, times _BATCH resamples: 128 MB
-_BATCH = 500
+_CELLS_AT_ONCE = 400  # both bound memory: 6 MB of means of resamples,
+_WEIGHTS_AT_ONCE = 2**21  # 16 MB of weights of seeds and categories
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,8 @@ def intervals(pairs: Sequence[tuple[Cell, Cell]], columns: Sequence[str]) -> dic
     keys: list[Key] = []
     found: list[tuple[float, float, float, int, int]] = []  # an Interval's fields but the last
     for (seeds, categories), members in groups.items():
-        at_once = max(1, _MEANS_AT_ONCE // min(seeds, categories))
-        for start in range(0, len(members), at_once):
-            part = members[start : start + at_once]
+        for start in range(0, len(members), _CELLS_AT_ONCE):
+            part = members[start : start + _CELLS_AT_ONCE]
             stacked = np.stack([values for _, values in part])
             ends_and_p = [values.tolist() for values in bootstrap(stacked)]
             keys += [key for key, _ in part]
@@ -93,16 +92,14 @@ def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     from scipy import stats
 
     cells, seeds, categories = differences.shape
+    flat = differences.reshape(cells, seeds * categories)
 
     def mean(*draws: np.ndarray, axis: int) -> np.ndarray:
         """Means over drawn seeds (where there are several) and categories; a draw is int [resamples, its number]."""
-        of_categories = _shares(draws[-1], categories)
-        if seeds == 1:
-            return differences[:, 0] @ of_categories.T
-        of_seeds = _shares(draws[0], seeds)
-        if seeds < categories:  # the larger number first: what is between has the smaller one
-            return np.einsum("csr,rs->cr", differences @ of_categories.T, of_seeds)
-        return np.einsum("cjr,rj->cr", differences.transpose(0, 2, 1) @ of_seeds.T, of_categories)
+        weights = _shares(draws[-1], categories)
+        if seeds > 1:
+            weights = (_shares(draws[0], seeds)[:, :, None] * weights[:, None, :]).reshape(len(weights), -1)
+        return flat @ weights.T
 
     indices = [np.arange(categories)] if seeds == 1 else [np.arange(seeds), np.arange(categories)]
     t_quantile = stats.t.isf((1 - LEVEL) / 2, categories - 1)
@@ -111,7 +108,7 @@ def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         indices,
         mean,
         n_resamples=RESAMPLES,
-        batch=_BATCH,
+        batch=min(RESAMPLES, max(1, _WEIGHTS_AT_ONCE // (seeds * categories))),
         vectorized=True,
         confidence_level=1 - 2 * stats.norm.sf(few * t_quantile),
         method="percentile",
