@@ -122,3 +122,23 @@ def take_lock(path: Path) -> FileLock | None:
         os.close(descriptor)
         raise RecordError(f"{path}: cannot be locked: {error.strerror}") from error
     return FileLock(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the flock of a file; a reader may not be allowed to write.
+
+    Asked for as a shared one, so that two who look at the same time do not take each other for its holder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

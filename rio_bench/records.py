@@ -22,7 +22,6 @@ ROOT/runs/NAME/config.json       the run as planned: what the worker reads
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from rio_bench.files import (
     RecordError,
     Stored,
     append_json_line,
+    is_locked,
     read_stored,
     take_lock,
     to_json,
@@ -198,26 +198,6 @@ class Holder(Stored):
     started: str  # ISO time with its zone
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the flock of a file; a reader may not be allowed to write.
-
-    Asked for as a shared one, so that two who look at the same time do not take each other for its holder.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def _below(name: str) -> cached_property[Path]:
     """A path of a run's folder, made when asked for: a table of 10,000 runs needs one path of each."""
     return cached_property(lambda folder: folder.path / name)
@@ -276,11 +256,11 @@ class RunFolder:
 
     def is_worked_on(self) -> bool:
         """Whether a worker does the run now, on this machine or another."""
-        return _is_locked(self.worker_lock_file)
+        return is_locked(self.worker_lock_file)
 
     def is_given_out(self) -> bool:
         """Whether a harness has the run: a worker does it, or is to begin."""
-        return _is_locked(self.lock_file)
+        return is_locked(self.lock_file)
 
     def read_holder(self) -> Holder | None:
         """Who does the run now; None where nobody does."""
