@@ -76,7 +76,8 @@ def make_sampler(component: Component, seed: int) -> BaseSampler:
     So a search that goes on where it stopped, or that several processes share, does not draw the same again.
     """
     arguments = dict(component.arguments)
-    seed = arguments.pop("seed", None) or seed
+    stated = arguments.pop("seed", None)
+    seed = seed if stated is None else stated
     cls = classes("sampler")[component.name]
     if cls is optuna.samplers.QMCSampler:  # one sequence, whose position is in the study
         return SamplerOfTrial(

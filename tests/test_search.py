@@ -129,6 +129,16 @@ def test_a_search_is_repeatable_and_goes_on_where_it_stopped(tmp_path: Path) -> 
     assert not set(names(do_all(Search(of, other_seed), other_seed, of))) & set(expected)
 
 
+def test_a_samplers_own_seed_replaces_the_runs(tmp_path: Path) -> None:
+    drawn = []
+    for seed, sampler in ((0, "RandomSampler"), (5, {"name": "RandomSampler", "seed": 0}), (5, "RandomSampler")):
+        results = ResultFolder(tmp_path / str(len(drawn)))
+        search = Search(experiment(run={**RUN, "seed": seed}, sampler=sampler), results)
+        search.ask()
+        drawn.append(found(search, results).trials[0].params)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 @pytest.mark.parametrize("sampler", ["RandomSampler", "QMCSampler", "NSGAIISampler"])
 def test_other_samplers_do_not_draw_the_same_again_after_a_restart(results: ResultFolder, sampler: str) -> None:
     done = []
