@@ -366,6 +366,29 @@ def test_too_few_detections_for_ap_fixed_are_told(
     assert len(told) == is_told
 
 
+def test_memory_is_taken_for_the_most_detections_of_a_picture_not_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """faster-coco-eval allocates pictures x the limit: for LVIS's commonest category with no limit 41 GB."""
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    limits = []
+    original = COCOeval_faster.evaluate
+
+    def noting(self: Any) -> None:
+        limits.append(self.params.maxDets)
+        original(self)
+
+    monkeypatch.setattr(COCOeval_faster, "evaluate", noting)
+    content = one_picture([(1, 0)])
+    images = [content["images"][0] | {"id": id, "neg_category_ids": [1]} for id in range(1, 21)]
+    path = write(tmp_path / "a.json", content | {"images": images})
+    metrics = lvis_ap(path, [found(1, x, 0.5, image_id=id) for id in range(1, 21) for x in (60, 50, 0)])
+    assert limits == [[3], [3]]
+    average = metrics["box"].AP  # of equal scores by picture: 6 with three false ones each, two more, the right one
+    assert average == pytest.approx(100 / 21)
+
+
 def test_progress_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     for room in compact, evaluation:
         monkeypatch.setattr(room, "SECONDS_BETWEEN_LOG_LINES", -1)

@@ -192,6 +192,7 @@ def _precision(
     if not len(rows):
         return {kind: np.zeros((10, 101)) for kind in kinds}
     found = _results(truth, detections, category, rows)
+    most_in_a_picture = int(np.bincount(detections.pictures[detections.rows[rows]]).max())
     ground_truth = COCO(_content(truth, category, {detection["image_id"] for detection in found}))
     results = ground_truth.loadRes(found)
     precision = {}
@@ -199,7 +200,7 @@ def _precision(
         evaluation = COCOeval_faster(
             ground_truth, results, iouType=IOU_TYPES[kind], lvis_style=True, print_function=logger.debug
         )
-        evaluation.params.maxDets = [len(rows)]  # of an image and category: no further limit
+        evaluation.params.maxDets = [most_in_a_picture]  # no further limit; memory is taken for as many in each
         evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
