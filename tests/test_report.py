@@ -25,6 +25,7 @@ from rio_bench.records import StoredPlan, StoredSearch, StoredTrial
 from rio_bench.report import figures
 from rio_bench.report.curves import read_curves, thinned
 from rio_bench.report.html import write_report
+from rio_bench.report.search_section import search_sections
 
 HOSTILE = "</script><script>alert(1)</script><img src=https://evil.example/x.png onerror=alert(2)> %{x} {{ 7*7 }} & <b>"
 BUCKET_SIZES = {"r": 8, "c": 8, "f": 8}
@@ -288,6 +289,28 @@ def test_command(tmp_path: Path, cache: None) -> None:
             write_report(folder.results, wrong)
 
 
+@pytest.mark.parametrize(("direction", "best"), [("maximize", [3, 3, 5, 5]), ("minimize", [3, 1, 1, 1])])
+def test_search_for_one_objective(tmp_path: Path, direction: Any, best: list[float]) -> None:
+    values = [3.0, 1.0, 5.0, None, 4.0]
+    trials = [
+        StoredTrial(number=place, state="finished" if value else "pruned", run=None, params={"a": place, "b": "x"},
+                    values={"AP.b": value} if value else None)
+        for place, value in enumerate(values)
+    ]  # fmt: skip
+    results = Folder(tmp_path).results
+    results.write_search(
+        StoredSearch(study="s", storage="j", sampler="TPE", objectives={"AP.b": direction}, trials=tuple(trials),
+                     best=(2,), importance={})
+    )  # fmt: skip
+    (section,) = search_sections(results)
+    points, so_far = section.charts[0].figure["data"]
+    assert (points["x"], points["y"]) == ([0, 1, 2, 4], [3, 1, 5, 4])
+    assert so_far["y"] == best
+    assert section.lead == ["TPE, for AP.b; trials: 4 finished, 1 pruned. j, study s"]
+    assert section.notes == ["Too few finished trials to tell what mattered."]
+    assert [row[2].text for row in section.tables[0].rows] == ["5.00", "3.00", "1.00", "", "4.00"]  # the best first
+
+
 # ---------------------------------------------------------------------------------------------------------- its curves
 
 
@@ -524,6 +547,7 @@ def test_200_runs_stay_small(large_report: Path) -> None:
     assert page.sections["provenance"].count("finished") == 200
     assert page.sections["comparison"].count("samples_per_class") == 50
     assert "Figures show 12 of 50 configurations" in page.sections["training"]
+    assert max(len(trace["x"]) for figure in page.figures for trace in figure["data"]) <= 201
 
 
 @needs_chromium

@@ -68,12 +68,13 @@ class Lines:
 
 @dataclass(frozen=True)
 class Dots:
-    """A point for each of N things: x, y float64 [N], names [N]."""
+    """A point for each of N things: x, y float64 [N], names [N]; style: which colour and dash; extra: plotly's own."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
     names: Sequence[str]
+    style: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -230,14 +231,14 @@ def differences(methods: Sequence[Dots], title: str, x_title: str) -> Figure:
         }
         figure.add_scatter(
             name=short(dots.label), mode="markers", showlegend=False, x=dots.x.tolist(), y=list(map(number, dots.y)),
-            marker={"color": _style(index)["color"], "size": 5, "opacity": 0.35}, text=list(map(plain, dots.names)),
-            meta=[plain(dots.label)],
+            marker={"color": _style(dots.style)["color"], "size": 5, "opacity": 0.35},
+            text=list(map(plain, dots.names)), meta=[plain(dots.label)],
             hovertemplate="%{text}: %{y:+.1f}, %{x} training images<br>%{meta[0]}<extra></extra>", **shared,
         )  # fmt: skip
         x, y = _group_means(dots.x, dots.y)
         figure.add_scatter(
             name=short(dots.label), mode="lines", x=list(map(number, x)), y=list(map(number, y)),
-            line=_style(index) | {"width": 2.5}, hoverinfo="skip", **shared,
+            line=_style(dots.style) | {"width": 2.5}, hoverinfo="skip", **shared,
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": QUIET, "width": 1})
     figure.update_layout(height=CURVE_PIXELS + 60, showlegend=True)
@@ -280,12 +281,13 @@ def balance(images: np.ndarray, methods: Mapping[str, np.ndarray], title: str) -
 
 
 def scatter(groups: Sequence[Dots], x_title: str, y_title: str) -> Figure:
-    """Points in groups, as the trials of a search; `extra` are plotly's own settings of a group."""
+    """Points in groups, as the trials of a search."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for index, dots in enumerate(groups):
-        settings: dict[str, Any] = {"mode": "markers", "marker": {"color": COLOURS[index], "size": 9}} | dots.extra
+    for dots in groups:
+        marker = {"color": COLOURS[dots.style], "size": 9}
+        settings: dict[str, Any] = {"mode": "markers", "marker": marker} | dots.extra
         figure.add_scatter(
             name=plain(dots.label), x=list(map(number, dots.x)), y=list(map(number, dots.y)),
             text=list(map(plain, dots.names)), hovertemplate="%{text}<br>%{x}, %{y}<extra></extra>", **settings,

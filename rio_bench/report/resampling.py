@@ -41,7 +41,8 @@ def category_section(material: Material) -> Section:
             names = [name for name in found if images.get(name)]
             if names:
                 x = np.array([images[name] for name in names], dtype=float)
-                dots.append(figures.Dots(material.labels[cell], x, np.array([found[name] for name in names]), names))
+                y = np.array([found[name] for name in names])
+                dots.append(figures.Dots(material.labels[cell], x, y, names, style=material.shown.index(cell)))
         to = material.comparison.baseline
         caption = f"{dataset}: box AP less that of {to}; dots: categories, lines: means of groups of them"
         if dots:

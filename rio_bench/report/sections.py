@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -76,6 +76,7 @@ def labels(cells: Sequence[Result], shown: Sequence[Result]) -> list[str]:
 def sections(material: Material) -> list[Section]:
     from rio_bench.report.examples import examples_section
     from rio_bench.report.resampling import category_section, resampling_section
+    from rio_bench.report.search_section import search_sections
 
     return [
         comparison_section(material),
@@ -269,86 +270,6 @@ def cost_section(material: Material) -> Section:
     if len(devices) > 1:
         section.notes.insert(1, "Times of different devices do not compare.")
     return section
-
-
-# ---------------------------------------------------------------------------------------------------------- the search
-
-
-def search_sections(results: ResultFolder) -> list[Section]:
-    """A section where there was a search."""
-    search = results.read_search()
-    if search is None:
-        return []
-    section = Section("search", "Search")
-    states = Counter(trial.state for trial in search.trials)
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    section.lead.append(
-        f"{search.sampler}, for {', '.join(search.objectives)}: {len(search.trials)} trials ({counts})."
-    )
-    best = set(search.best)
-    objectives = list(search.objectives)
-    finished = [(trial, trial.values) for trial in search.trials if trial.values]
-
-    def points(label: str, chosen: list[Any], x: str | None, y: str, **extra: Any) -> figures.Dots:
-        return figures.Dots(
-            label,
-            np.array([trial.number if x is None else values[x] for trial, values in chosen], dtype=float),
-            np.array([values[y] for _, values in chosen], dtype=float),
-            [f"trial {trial.number}: {_params(trial.params)}" for trial, _ in chosen],
-            extra,
-        )
-
-    if finished and len(objectives) > 1:
-        x, y = objectives[:2]
-        front = sorted((entry for entry in finished if entry[0].number in best), key=lambda entry: entry[1][x])
-        others = [entry for entry in finished if entry[0].number not in best]
-        line: dict[str, Any] = {"mode": "lines+markers"} if len(objectives) == 2 else {}
-        groups = [points("other trials", others, x, y), points("Pareto front", front, x, y, **line)]
-        section.charts.append(Chart(f"Trials by {x} and {y}", figures.scatter(groups, x, y)))
-    elif finished:
-        y = objectives[0]
-        by_number = sorted(finished, key=lambda entry: entry[0].number)
-        sign = 1 if search.objectives[y] == "maximize" else -1
-        so_far = sign * np.maximum.accumulate([sign * values[y] for _, values in by_number])
-        trials = points("trials", by_number, None, y)
-        line = {"mode": "lines", "line": {"shape": "hv", "color": figures.COLOURS[1]}, "hoverinfo": "skip"}
-        groups = [trials, figures.Dots("best so far", trials.x, so_far, [""] * len(so_far), line)]
-        section.charts.append(Chart(f"{y} by trial", figures.scatter(groups, "trial", y)))
-    if search.importance:
-        parameters = list(dict.fromkeys(name for shares in search.importance.values() for name in shares))
-        for objective, shares in search.importance.items():
-            values = [shares.get(name) for name in parameters]
-            chart = figures.bars(parameters, {objective: values}, f"importance for {objective} [share of 1]", "")
-            section.charts.append(Chart(f"What mattered for {objective}", chart))
-    elif finished:
-        section.notes.append("Too few finished trials to tell what mattered.")
-    section.tables.append(_trials_table(search.trials, objectives, best))
-    return [section]
-
-
-def _trials_table(trials: Sequence[Any], objectives: Sequence[str], best: set[int]) -> Table:
-    parameters = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    rows = []
-    for trial in sorted(trials, key=lambda trial: (trial.number not in best, trial.number)):
-        cells = [Cell(trial.state, sort=trial.state), Cell(trial.run or "", sort=trial.run)]
-        for name in objectives:
-            value = (trial.values or {}).get(name)
-            cells.append(Cell("" if value is None else f"{value:.2f}", sort=value, best=trial.number in best))
-        for name in parameters:
-            value = trial.params.get(name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-            cells.append(Cell(text, sort=value if is_number else None))
-        rows.append([*cells, Cell(str(trial.number), sort=trial.number)])
-    headings = ["State", "Run", *objectives, *parameters, "Trial"]
-    return Table("trials-table", "Trials; bold: the best, or the Pareto front", headings, 2, rows)
-
-
-def _params(params: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name.rpartition('.')[2]}={value:.4g}" if isinstance(value, float) else f"{name.rpartition('.')[2]}={value}"
-        for name, value in params.items()
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------- provenance
