@@ -134,6 +134,7 @@ class Scheduler:
                     if changed or looking:
                         display.update([task.view for task in self._tasks])
                     if self._is_over():
+                        self._trials.write()
                         return outcome_of(self._tasks, self._trials.failure, self._results)
                     time.sleep(POLL_SECONDS)
             finally:

@@ -60,11 +60,20 @@ class Trials:
             return ""
         try:
             line = self._search.tell(run.name, how, record)
-            self._search.write()
-            return line or ""
         except (UserError, OSError) as error:
             self._give_up(error)
             return ""
+        self.write()
+        return line or ""
+
+    def write(self) -> None:
+        """Let the result folder show what was found so far."""
+        if self._search is None or self.failure:
+            return
+        try:
+            self._search.write()
+        except (UserError, OSError) as error:
+            self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"search: {error}"
