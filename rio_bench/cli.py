@@ -276,6 +276,33 @@ def visualize(
     print(visualize.visualize(split, file, output, choice, count))
 
 
+@app.command("eval")
+def evaluate(
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Detectron2 checkpoint (.pth, .pkl), or a run's weights.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the weights: lvis_v0.5/r50_rio, or a run's folder.")
+    ] = None,
+    detections: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="In LVIS's result format, from any detector.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Whose validation pictures it is of.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Gets the AP of each category (CSV) and the detections.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
+    tta: Annotated[bool, typer.Option("--tta", help="With test-time augmentation: 18 versions of a picture.")] = False,
+) -> None:
+    """Print the AP of a detector's weights, or of a detections file, on validation pictures."""
+    import logging
+
+    from rio_bench import evaluate
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(evaluate.evaluate(weights, recipe, detections, dataset, output, device.value, tta))
+
+
 @app.command()
 def doctor() -> None:
     """Print what is installed, what is missing, and the line that installs it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
@@ -20,16 +21,22 @@ from rio_bench.errors import UserError
 
 def build_model(config: RunConfig, cfg: CfgNode, frequency: Frequency) -> nn.Module:
     """The detector on ``cfg.MODEL.DEVICE``; its initial weights depend on the seed alone, not on the strategy."""
-    torch.manual_seed(config.seed)
-    model = build_detectron2_model(cfg)
+    model = build_detector(config, cfg)
     heads = model.roi_heads
-    feature_dim = heads.box_head.output_shape.channels
-    use_classifier(heads.box_predictor, config.classifier, feature_dim)
-    heads.object_resampler = config.strategy.object_resampler(frequency, feature_dim)
+    heads.object_resampler = config.strategy.object_resampler(frequency, heads.box_head.output_shape.channels)
     model.to(cfg.MODEL.DEVICE)
     if config.weights is not None:
         load_backbone_weights(model, config.weights)
     return model
+
+
+def build_detector(config: RunConfig, cfg: CfgNode) -> GeneralizedRCNN:
+    """The detector without a strategy, from random weights: all that detecting needs but weights."""
+    torch.manual_seed(config.seed)
+    model = build_detectron2_model(cfg)
+    heads = model.roi_heads
+    use_classifier(heads.box_predictor, config.classifier, heads.box_head.output_shape.channels)
+    return model.to(cfg.MODEL.DEVICE)
 
 
 def load_backbone_weights(model: nn.Module, path: str) -> None:
