@@ -23,6 +23,7 @@ from rio_bench.files import RecordError
 from rio_bench.processes import ask_for_signal
 from rio_bench.records import RunFolder
 
+SECONDS_TO_LEAVE = 120  # for a checkpoint, where a process of a run or its whole machine is told to end
 MEMORY_PER_RUN = 4 * 2**30  # bytes: a run of the small recipe took up to 3.2 GiB on a CPU (X101)
 # What the fork server imports before it forks: first what ties its life to the harness's, then the seconds to save.
 TIED = "rio_bench.engines.fork_server"
@@ -129,8 +130,12 @@ def threads_per_process(device: str, processes: int) -> int:
 
 @contextlib.contextmanager
 def environment_of_workers(threads: int) -> Iterator[None]:
-    """torch and its libraries take their number of threads from the environment when they are first imported."""
+    """torch and its libraries take their number of threads from the environment when they are first imported.
+
+    torch's launcher takes from there how long its processes may take to end; else it would kill them after 30 s.
+    """
     settings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    settings["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_TO_LEAVE)
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
