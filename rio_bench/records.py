@@ -27,9 +27,9 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from rio_bench.files import (
@@ -113,7 +113,8 @@ class Record(Stored):
     config: dict[str, Any]  # canonical(RunConfig)
     seed: int
     metrics: dict[str, Metrics]  # "box", "mask"
-    buckets: dict[str, Literal["r", "c", "f"]] | None = None  # category name -> bucket; None in records from before
+    # category name -> "r", "c" or "f", as the validation file says; None in records from before
+    buckets: dict[str, Annotated[str, Field(pattern="^[rcf]$")]] | None = None
     num_train_images: int
     passes: float  # over the training images
     base_passes: float  # those of the base run that it started from, 0 without one

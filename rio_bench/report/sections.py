@@ -20,7 +20,7 @@ from rio_bench.report.curves import Curve, read_curves, thinned
 from rio_bench.report.formats import STANDS, Entry
 from rio_bench.report.html import Cell, Chart, Section, Table
 from rio_bench.report.intervals import Interval, Key
-from rio_bench.report.tables import BUCKET_NAMES, COLUMNS, _publication, intervals_of
+from rio_bench.report.tables import BUCKET_NAMES, COLUMNS, intervals_of, publication
 
 SHOWN = 12  # configurations in figures: more cannot be told apart
 KINDS = {"box": "box AP", "mask": "mask AP"}
@@ -106,14 +106,14 @@ def lead(material: Material) -> list[str]:
 
 
 def title(material: Material) -> str:
-    return _publication(material.comparison, material.intervals).title
+    return publication(material.comparison, material.intervals).title
 
 
 # ------------------------------------------------------------------------------------------------------ the comparison
 
 
 def comparison_section(material: Material) -> Section:
-    table = _publication(material.comparison, material.intervals)
+    table = publication(material.comparison, material.intervals)
     rows = [
         [
             *(Cell(name, sort=name) for name in line.names),

@@ -56,7 +56,7 @@ def render(
     found = intervals_of(comparison, comparison.cells, COLUMNS)
     if format == "csv":
         return csv(comparison, comparison_frame(comparison, found))
-    return as_text(_publication(comparison, found), format)
+    return as_text(publication(comparison, found), format)
 
 
 def write_leaderboard(results: ResultFolder) -> None:
@@ -66,7 +66,7 @@ def write_leaderboard(results: ResultFolder) -> None:
     comparison = compare(results)
     found = intervals_of(comparison, comparison.cells, COLUMNS)
     write_atomically(results.leaderboard_csv, leaderboard(comparison).to_csv(index=False))
-    write_atomically(results.leaderboard_markdown, as_text(_publication(comparison, found), "md"))
+    write_atomically(results.leaderboard_markdown, as_text(publication(comparison, found), "md"))
 
 
 def intervals_of(comparison: Comparison, cells: Iterable[Cell], columns: Sequence[str]) -> dict[Key, Interval]:
@@ -157,7 +157,8 @@ def rounded(value: float | None, digits: int) -> float | None:
 # ------------------------------------------------------------------------------------------------------------ to read
 
 
-def _publication(comparison: Comparison, found: Mapping[Key, Interval]) -> TextTable:
+def publication(comparison: Comparison, found: Mapping[Key, Interval]) -> TextTable:
+    """The publication's table: blocks of a backbone, methods as lines; `found`: the intervals of its differences."""
     several_datasets = len({cell.dataset for cell in comparison.cells}) > 1
     blocks: dict[str, list[Cell]] = {}
     for cell in comparison.cells:
