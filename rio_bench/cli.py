@@ -57,15 +57,32 @@ def run(
         typer.Option("--only", metavar="TEXT", help="Only runs whose name or method contains it. Repeatable."),
     ] = None,
     device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of each run, as execution.gpus_per_run.", show_default="the file's")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images an iteration; learning rate and iterations are scaled linearly.",
+            show_default="the file's",
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one a GPU, or by cores]")] = None,
     engine: Annotated[str, typer.Option(help="Where runs go: local (this machine), ray or slurm.")] = "local",
 ) -> None:
     """Run what an experiment file has that has no result yet, then print the comparison table."""
+    from rio_bench import scaling
     from rio_bench.config import load_experiment
     from rio_bench.plan import make_plan, select
     from rio_bench.records import ResultFolder
 
-    experiment = load_experiment(file, overrides or [])
+    shortened = [] if gpus is None else [f"execution.gpus_per_run={gpus}"]
+    experiment = load_experiment(file, [*(overrides or []), *shortened])
+    if batch_size is not None:
+        for line in scaling.told(experiment, batch_size):
+            print(line)
+        experiment = experiment.at_batch_size(batch_size)
     plan = make_plan(experiment)
     chosen = select(plan, only) if only else plan
     folder = ResultFolder(results / experiment.name)

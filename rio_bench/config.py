@@ -10,10 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from rio_bench.datasets.own import DatasetChoice
 from rio_bench.errors import UserError, did_you_mean
+from rio_bench.scaling import scaled
 from rio_bench.search_config import SearchConfig
 from rio_bench.strategy import Strategy, load, name_of
 from rio_bench.strict import Model, explain, located, refuse_unknown_keys
@@ -165,6 +174,15 @@ class Experiment(Model):
     variants: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     search: SearchConfig | None = None
+    _batch_size: int | None = PrivateAttr(default=None)
+
+    def at_batch_size(self, batch_size: int) -> Experiment:
+        """The experiment with batches of so many images, each run's learning rate and iterations scaled with it."""
+        result = self.model_copy()
+        for name in ("cells", "cells_of_variants", "search_points"):  # computed anew
+            result.__dict__.pop(name, None)
+        result._batch_size = batch_size
+        return result
 
     @cached_property
     def cells(self) -> tuple[RunConfig, ...]:
@@ -255,6 +273,10 @@ class Experiment(Model):
 
     def _resolved(self, settings: Iterable[Setting]) -> RunConfig:
         """``run`` with settings over it, and its base run's configuration."""
+        config = self._as_written(settings)
+        return config if self._batch_size is None else scaled(config, self._batch_size)
+
+    def _as_written(self, settings: Iterable[Setting]) -> RunConfig:
         shared = [(key, value, ("run", key)) for key, value in self.run.items()]
         draft = Draft({}, {}).overlaid([*shared, *settings])
         if self.warm_start is not None:

@@ -16,9 +16,9 @@ from rio_bench.config import Execution, Experiment, RunConfig, backbone_file, ca
 from rio_bench.datasets.lvis import Dataset
 from rio_bench.errors import UserError
 from rio_bench.records import StoredPlan, StoredRun
+from rio_bench.scaling import recipe_settings
 from rio_bench.search_config import SearchConfig
 from rio_bench.strategy import name_of
-from rio_bench.yaml_source import YamlSource
 
 MODEL_ZOO = {  # ImageNet weights of the publication's backbones, in Caffe2's colour order and scale as the recipes have
     "R-50.pkl": "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl",
@@ -61,8 +61,14 @@ class Plan:
 
 
 def make_plan(experiment: Experiment) -> Plan:
-    """Raises UserError where a data set or a weights file cannot be read, or two data sets have one name."""
-    _refuse_one_name_for_two(config.dataset for config in (*experiment.cells, *experiment.search_points))
+    """The runs of an experiment.
+
+    Raises UserError where a data set or a weights file cannot be read, two data sets have one name, or the processes of
+    a run cannot share its batch.
+    """
+    configs = (*experiment.cells, *experiment.search_points)
+    _refuse_one_name_for_two(config.dataset for config in configs)
+    _refuse_uneven_batches(configs, experiment.execution.gpus_per_run)
     if experiment.search is not None:
         plan_trial = trial_planner(experiment)
         shared = {run.name: run for point in experiment.search_points for run in plan_trial(point) if run.is_base}
@@ -230,24 +236,8 @@ def _json(value: Any) -> str:
 
 @functools.cache
 def _recipe_fingerprint(recipe: Path, backbone: Path) -> str:
-    """Of what the files set, the backbone's over the recipe's, however they are written."""
-    settings = _overlaid(_recipe_settings(recipe), _recipe_settings(backbone))
-    return hashlib.sha256(_json(settings).encode()).hexdigest()
-
-
-def _recipe_settings(file: Path) -> dict[str, Any]:
-    """A file's settings over those of the file that its `_BASE_` names, as Detectron2 reads them."""
-    settings = YamlSource(file).data
-    base = settings.pop("_BASE_", None)
-    return settings if base is None else _overlaid(_recipe_settings(file.parent / base), settings)
-
-
-def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = {
-        key: _overlaid(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
-        for key, value in above.items()
-    }
-    return {**below, **merged}
+    """Of what the files set, however they are written."""
+    return hashlib.sha256(_json(recipe_settings(recipe, backbone)).encode()).hexdigest()
 
 
 @functools.cache
@@ -264,6 +254,17 @@ def _refuse_one_name_for_two(used: Iterable[str | Dataset]) -> None:
         name = datasets.label(dataset)
         if fingerprints.setdefault(name, _dataset_fingerprint(dataset)) != _dataset_fingerprint(dataset):
             raise UserError(f"two data sets are called '{name}': give each a name of its own (dataset.name)")
+
+
+def _refuse_uneven_batches(configs: Iterable[RunConfig], processes: int) -> None:
+    """Each process of a run takes as many images: a rest would be left out."""
+    for config in configs:
+        for run in (config, config.warm_start):
+            if run is not None and run.batch_size % processes:
+                raise UserError(
+                    f"execution.gpus_per_run: {processes} GPUs cannot share a batch of {run.batch_size} images evenly:"
+                    " take another number, or another batch size (--batch-size)"
+                )
 
 
 def _file_hash(path: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rio_bench import config as config_module
 from rio_bench import plan as plan_module
+from rio_bench import scaling
 from rio_bench.config import Experiment, RunConfig, canonical
 from rio_bench.errors import UserError
 from rio_bench.plan import identity, make_plan, select
@@ -185,7 +186,7 @@ def test_the_recipes_fingerprint_is_of_what_detectron2_reads() -> None:
     fvcore = pytest.importorskip("fvcore.common.config")
     for recipe in config_module.recipes():
         file = config_module.recipe_file(recipe)
-        assert plan_module._recipe_settings(file) == fvcore.CfgNode.load_yaml_with_base(str(file))
+        assert scaling.file_settings(file) == fvcore.CfgNode.load_yaml_with_base(str(file))
 
 
 def test_the_weights_content_counts_and_not_where_they_lie(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetFromList, DatasetMapper
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch import Tensor
@@ -46,9 +47,13 @@ class PositionedSampler(Sampler):
 
 
 class AugmentedPictures(Dataset):
-    """Pictures read and augmented by Detectron2's mapper, a function of the seed and the position alone."""
+    """Pictures read and augmented by Detectron2's mapper, a function of the seed and the position alone.
 
-    def __init__(self, records: list[dict], mapper: DatasetMapper, seed: int) -> None:
+    records: as bytes of one array (DatasetFromList): a process that reads a list's dicts counts its references to them,
+    and so gets a copy of each page: with LVIS gigabytes a process.
+    """
+
+    def __init__(self, records: DatasetFromList, mapper: DatasetMapper, seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
@@ -67,14 +72,14 @@ def build_loader(cfg: CfgNode, records: list[dict], factors: Tensor | None, seed
     if factors is None:
         factors = torch.ones(len(records))
     settings = DatasetMapper.from_config(cfg, is_train=True) | {"instance_mask_format": mask_format(records)}
-    pictures = AugmentedPictures(records, DatasetMapper(**settings), seed)
+    pictures = AugmentedPictures(DatasetFromList(records), DatasetMapper(**settings), seed)
     return DataLoader(
         pictures,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         sampler=PositionedSampler(factors, seed, start * cfg.SOLVER.IMS_PER_BATCH),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
-        worker_init_fn=end_on_sigterm,
+        worker_init_fn=prepare_process,
         # Its own: starting to read draws a number, which would shift the draws of a resumed run's first iteration.
         generator=torch.Generator(),
     )
@@ -86,8 +91,9 @@ def mask_format(records: list[dict]) -> str:
     return "bitmask" if any(isinstance(a["segmentation"], dict) for a in annotations) else "polygon"
 
 
-def end_on_sigterm(worker: int) -> None:
-    """In a process of the loader: it does not share the training process's way to take a SIGTERM."""
+def prepare_process(worker: int) -> None:
+    """In a process of the loader: it does not share the training process's way to take a SIGTERM, nor its garbage."""
+    gc.freeze()  # a collection would write to all objects of the training process, and so copy them
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
