@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -147,16 +148,9 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None, stop: S
     if folder.read_record(run.identity) is not None:
         return  # a worker that was waiting in a queue while another did the run
     config, execution = read_config(run, folder)
-    metrics, num_train_images, train_seconds, evaluate_seconds = train_and_evaluate(
-        config, execution, folder, device, initial_weights, stop
-    )
+    result = train_and_evaluate(config, execution, folder, device, initial_weights, stop)
     if rank() > 0:
         return
-    seconds: Seconds = {
-        "train": train_seconds,
-        "evaluate": evaluate_seconds,
-        "total": train_seconds + evaluate_seconds,
-    }
     record = Record(
         identity=run.identity,
         name=run.name,
@@ -164,11 +158,12 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None, stop: S
         experiment=run.experiment,
         config=run.config,
         seed=config.seed,
-        metrics=metrics,
-        num_train_images=num_train_images,
-        passes=config.iterations * config.batch_size / num_train_images,
-        base_passes=images_seen(config.warm_start) / num_train_images,
-        seconds=seconds,
+        metrics=result.metrics,
+        buckets=result.buckets,
+        num_train_images=result.num_train_images,
+        passes=config.iterations * config.batch_size / result.num_train_images,
+        base_passes=images_seen(config.warm_start) / result.num_train_images,
+        seconds=result.seconds,
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
         code=code_state(),
@@ -188,6 +183,15 @@ def read_config(run: StoredRun, folder: RunFolder) -> tuple[RunConfig, Execution
         raise UserError(f"{folder.config_file}: {key}: {first['msg']}") from error
 
 
+class Result(NamedTuple):
+    """What training and evaluation came to. buckets: category name -> "r", "c" or "f"."""
+
+    metrics: dict[str, Metrics]
+    buckets: dict[str, str]
+    num_train_images: int
+    seconds: Seconds
+
+
 def train_and_evaluate(
     config: RunConfig,
     execution: Execution,
@@ -195,8 +199,7 @@ def train_and_evaluate(
     device: str,
     initial_weights: Path | None,
     stop: StopRequest,
-) -> tuple[dict[str, Metrics], int, float, float]:
-    """Returns the metrics, the number of training images, and the seconds of training and of evaluation."""
+) -> Result:
     from rio_bench import datasets
     from rio_bench.datasets.frequency import count_frequency
     from rio_bench.datasets.lvis import read_split
@@ -211,10 +214,11 @@ def train_and_evaluate(
     frequency = count_frequency(split.records, split.categories)  # of the very records trained on
     cfg = build_cfg(config, len(split.categories), device)
     model = build_model(config, cfg, frequency)
+    val = read_split(dataset.val, skip_empty=False)
 
     def measure() -> dict[str, Metrics]:
         """Box and mask AP; of several processes only the first one has them."""
-        detect_together(model, cfg, read_split(dataset.val, skip_empty=False), device, folder.detections_file)
+        detect_together(model, cfg, val, device, folder.detections_file)
         return lvis_ap(dataset.val.annotations, folder.detections_file) if rank() == 0 else {}
 
     with stop.awaited():
@@ -237,7 +241,13 @@ def train_and_evaluate(
     metrics = measure()
     if execution.keep == "best" and rank() == 0:
         keep_best(folder, metrics["box"].AP)
-    return metrics, len(split.records), train_seconds, time.monotonic() - start
+    evaluate_seconds = time.monotonic() - start
+    return Result(
+        metrics,
+        {category.name: category.frequency for category in val.categories},
+        len(split.records),
+        {"train": train_seconds, "evaluate": evaluate_seconds, "total": train_seconds + evaluate_seconds},
+    )
 
 
 def keep_best(folder: RunFolder, final_ap: float | None) -> None:

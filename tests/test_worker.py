@@ -115,6 +115,7 @@ def test_a_run_is_trained_evaluated_and_recorded(tmp_path: Path, detector: Detec
     assert (record.metrics["box"].AP, record.metrics["mask"].AP) == (12.0, 11.0)
     assert (record.name, record.method, record.experiment, record.seed) == (folder.name, "none", "quickstart", 3)
     assert record.num_train_images == 8
+    assert record.buckets == {"a": "f"}
     assert (record.passes, record.base_passes) == (10 * 4 / 8, 100 * 2 / 8)
     assert RunConfig.model_validate(record.config) == run
     assert record.seconds["train"] == 4.5  # what training tells: attempts before this one count
