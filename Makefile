@@ -1,4 +1,4 @@
-# make demo   sets everything up, runs experiments/quickstart.yaml, prints the leaderboard
+# make demo   sets everything up, runs experiments/quickstart.yaml, prints the leaderboard, writes a figure and the report
 # make test   the same set-up, then the tests
 # make lint   the same set-up, then ruff and mypy
 
@@ -15,6 +15,8 @@ setup: $(VENV)/.package
 
 demo: setup
 	$(BIN)/python -m rio_bench run experiments/quickstart.yaml
+	$(BIN)/python -m rio_bench analyze experiments/quickstart.yaml --output results/quickstart/analysis.png
+	$(BIN)/python -m rio_bench report experiments/quickstart.yaml
 
 test: setup
 	$(BIN)/python -m pytest
