@@ -4,7 +4,7 @@
 
 For each number of pictures an annotation file and a detections file are made: 1,203 categories with a long tail,
 12.35 objects and 300 detections a picture, masks and boxes, federated annotations. Then each evaluation is a process of
-its own, from the files to box and mask AP. Seconds are of the CPU (both use one core), memory is the process's peak.
+its own, from the files to box and mask AP. Seconds are of the CPU (of all threads), memory is the process's peak.
 The `lvis` package is left out above --lvis-up-to: it takes time and memory for every pair of picture and category.
 """
 
