@@ -24,7 +24,7 @@ from rio_bench.config import Execution
 from rio_bench.errors import UserError
 from rio_bench.files import RecordError
 from rio_bench.progress import PlainDisplay
-from rio_bench.records import ResultFolder, RunFolder
+from rio_bench.records import ResultFolder
 from rio_bench.scheduler import Scheduler
 from rio_bench.tasks import Outcome
 
@@ -198,25 +198,29 @@ def test_a_job_is_told_to_end_whether_it_waits_or_runs(answers: Callable[[str, s
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Callable[[RunFolder], Any]:
-    """Submits the worker of a run to this machine."""
+def local(tmp_path: Path) -> Callable[..., Any]:
+    """Submits a command to this machine; as often as asked for it may go on after its time is over."""
 
-    def submit(folder: RunFolder) -> Any:
-        executor = submitit.AutoExecutor(folder.submissions, cluster="local")
-        return executor.submit(slurm_node.WorkerCommand(clusters.command(folder, "cpu", None), 1))
+    def submit(command: list[str], goes_on: int = 1) -> Any:
+        executor = submitit.AutoExecutor(tmp_path / "submissions", cluster="local", local_max_num_timeout=goes_on)
+        return executor.submit(slurm_node.WorkerCommand(command, 1))
 
     return submit
 
 
-def test_a_job_that_has_to_leave_goes_on_later(local: Callable[[RunFolder], Any], tmp_path: Path) -> None:
+def task_of(job: Any) -> int:
+    """The process that waits for the command."""
+    return int(subprocess.check_output(["pgrep", "-P", job.job_id], text=True))
+
+
+def test_a_job_that_has_to_leave_goes_on_later(local: Callable[..., Any], tmp_path: Path) -> None:
     held, folder = hold(tmp_path), a_run(tmp_path)
-    job = local(folder)
+    job = local(clusters.command(folder, "cpu", None))
     wait_for(lambda: events(tmp_path, "start"))
     assert events(tmp_path, "start")[0]["OMP_NUM_THREADS"] == "1"
     os.kill(events(tmp_path, "start")[0]["pid"], signal.SIGUSR2)  # which SLURM sends to all: not the worker's business
     time.sleep(0.2)
-    task = subprocess.run(["pgrep", "-P", job.job_id], capture_output=True, text=True).stdout.split()
-    os.kill(int(task[0]), signal.SIGUSR2)
+    os.kill(task_of(job), signal.SIGUSR2)
     wait_for(lambda: len(events(tmp_path, "start")) == 2)
     assert len(events(tmp_path, "checkpoint")) == 1
     held.unlink()
@@ -224,11 +228,31 @@ def test_a_job_that_has_to_leave_goes_on_later(local: Callable[[RunFolder], Any]
     assert folder.read_record() is not None
 
 
-def test_a_second_job_of_a_run_leaves_it_alone(local: Callable[[RunFolder], Any], tmp_path: Path) -> None:
-    held, folder = hold(tmp_path), a_run(tmp_path)
-    first = local(folder)
+def test_a_job_whose_time_is_over_for_good(local: Callable[..., Any], tmp_path: Path) -> None:
+    hold(tmp_path)
+    job = local(clusters.command(a_run(tmp_path), "cpu", None), goes_on=0)
     wait_for(lambda: events(tmp_path, "start"))
-    assert local(folder).result() == 3
+    os.kill(task_of(job), signal.SIGUSR2)
+    assert job.result() == -signal.SIGTERM
+    assert len(events(tmp_path, "checkpoint")) == 1
+
+
+def test_a_launcher_that_was_told_to_end_did_not_fail(local: Callable[..., Any], tmp_path: Path) -> None:
+    wait = f"touch {tmp_path}/begun; while sleep 0.1; do :; done"
+    job = local(["/bin/bash", "-c", f"trap 'exit 1' TERM; {wait}"])  # torch's ends with status 1, too
+    wait_for((tmp_path / "begun").exists)
+    task = task_of(job)
+    os.kill(task, signal.SIGTERM)
+    os.kill(int(subprocess.check_output(["pgrep", "-P", str(task)], text=True)), signal.SIGTERM)
+    assert job.result() == -signal.SIGTERM
+    assert local(["/bin/bash", "-c", "exit 1"]).result() == 1
+
+
+def test_a_second_job_of_a_run_leaves_it_alone(local: Callable[..., Any], tmp_path: Path) -> None:
+    held, command = hold(tmp_path), clusters.command(a_run(tmp_path), "cpu", None)
+    first = local(command)
+    wait_for(lambda: events(tmp_path, "start"))
+    assert local(command).result() == 3
     held.unlink()
     assert first.result() == 0
     assert len(events(tmp_path, "start")) == 1
@@ -324,6 +348,7 @@ def test_a_preempted_run_goes_on_in_the_same_job(cluster: None, tmp_path: Path) 
         held.unlink()
         job = events(tmp_path, "start")[0]["SLURM_JOB_ID"]
         wait_for(lambda: job in queue("--states=PENDING"))
+        time.sleep(2)  # SLURM takes a job that is back at once for the one that left
         subprocess.check_call(["scontrol", "update", f"JobId={job}", "StartTime=now"])  # else it waits two minutes
 
     with beside(preempt):
