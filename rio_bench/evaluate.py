@@ -15,7 +15,7 @@ from rio_bench.errors import UserError
 from rio_bench.records import Metrics, RunFolder
 
 if TYPE_CHECKING:
-    from rio_bench.datasets.lvis import Dataset
+    from rio_bench.datasets.lvis import Split
 
 CATEGORIES_FILE = "categories.csv"
 COLUMNS = ("AP", "APr", "APc", "APf", "AP50", "AP75", "AP_fixed", "APr_fixed", "APc_fixed", "APf_fixed")
@@ -63,25 +63,28 @@ def evaluate_weights(weights: Path, recipe: str, output: Path | None, device: st
     from rio_bench.detection.recipe import build_cfg
     from rio_bench.detection.weights import load_detector
 
-    data = datasets.load(config.dataset)
-    split = read_split(data.val, skip_empty=False)
+    val = datasets.load_val(config.dataset)
+    split = read_split(val, skip_empty=False)
     missing = [record["file_name"] for record in split.records if not Path(record["file_name"]).is_file()]
     if missing:
-        raise UserError(f"{data.name}: {len(missing):,} validation pictures are missing, such as {missing[0]}")
+        raise UserError(
+            f"{datasets.label(config.dataset)}: {len(missing):,} validation pictures are missing, such as {missing[0]}"
+        )
     cfg = build_cfg(config, len(split.categories), device)
     model = build_detector(config, cfg)
     logger.info(load_detector(model, weights, config.backbone))
     with folder_for(output) as folder:
         file = folder / RunFolder(folder).detections_file.name
         detect(with_augmentation(model, cfg) if tta else model, cfg, split, device, file)
-        return _measured(data, file, output, f"{weights.name}{' with test-time augmentation' if tta else ''}")
+        title = f"{datasets.label(config.dataset)} val: {weights.name}{' with test-time augmentation' if tta else ''}"
+        return _measured(val, file, output, title)
 
 
 def evaluate_detections(detections: Path, dataset: str, output: Path | None) -> str:
     """As `evaluate_weights`, of a file in LVIS's result format. Raises UserError as detection.evaluation does."""
-    data = datasets.load(dataset)
+    val = datasets.load_val(dataset)
     with folder_for(output):
-        return _measured(data, detections, output, detections.name)
+        return _measured(val, detections, output, f"{dataset} val: {detections.name}")
 
 
 def config_of(recipe: str) -> RunConfig:
@@ -119,14 +122,14 @@ def folder_for(output: Path | None) -> Iterator[Path]:
     yield output
 
 
-def _measured(data: Dataset, detections: Path, output: Path | None, title: str) -> str:
+def _measured(val: Split, detections: Path, output: Path | None, title: str) -> str:
     from rio_bench.detection import evaluation
 
-    found = evaluation.evaluate(data.val.annotations, detections)
+    found = evaluation.evaluate(val.annotations, detections)
     if output is not None:
         found.write_csv(output / CATEGORIES_FILE)
         logger.info("the AP of each category: %s", output / CATEGORIES_FILE)
-    return table(found.metrics(), f"{data.name} val: {title}")
+    return table(found.metrics(), title)
 
 
 def table(metrics: dict[str, Metrics], title: str) -> str:

@@ -134,6 +134,21 @@ def test_a_detections_file_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFi
     assert exit_status(["--detections", str(file), "--dataset", "glyphs-mini"], capsys)[0] == 0
 
 
+def test_lvis_needs_its_validation_annotations_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: RunConfig
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    results = [{"image_id": 1, "category_id": 7, "bbox": [70, 5, 40, 8], "score": 0.5}]  # one of the two bars
+    (tmp_path / "boxes.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"lvis_v0.5: missing .*lvis/lvis_v0\.5_train\.json"):
+        evaluate_detections(tmp_path / "boxes.json", "lvis_v0.5", None)
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "data.json").rename(tmp_path / "lvis" / "lvis_v0.5_val.json")
+    [boxes] = numbers(evaluate_detections(tmp_path / "boxes.json", "lvis_v0.5", None))
+    # half of the recall at full precision: 51 of 101 levels; no square
+    assert boxes[:4] == ["25.2", "0.0", "–", "50.5"]
+
+
 def exit_status(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
     """And what was printed to stderr."""
     with pytest.MonkeyPatch.context() as patch:

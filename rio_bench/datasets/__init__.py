@@ -70,6 +70,15 @@ def load(dataset: str | Dataset) -> Dataset:
     return coco.as_lvis(files, fingerprint(dataset), train, val)
 
 
+def load_val(dataset: str | Dataset) -> Split:
+    """As `load`, the validation split alone: LVIS's training files and pictures need not be there."""
+    if isinstance(dataset, str) and _preset(dataset) is None:
+        _, files = _files_of_lvis(dataset)
+        if files.val.annotations.is_file():
+            return files.val
+    return load(dataset).val
+
+
 def check(dataset: str | Dataset) -> None:
     """Raise UserError, one line, where a run could not use the data set: before any training starts.
 
@@ -168,9 +177,8 @@ def _existing_files(dataset: str | Dataset) -> Dataset:
         if missing:
             raise UserError(f"dataset {dataset.name}: {', '.join(missing)} missing: expected a file and a folder each")
         return dataset
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser().absolute()
-    coco = root / "coco"
-    train, val = (Split(root / "lvis" / f"{dataset}_{split}.json", coco) for split in ("train", "val"))
+    root, files = _files_of_lvis(dataset)
+    coco, train, val = root / "coco", files.train, files.val
     missing = [path.name for path in (train.annotations, val.annotations) if not path.is_file()]
     folders = [name for name in PICTURE_FOLDERS if not (coco / name).is_dir()]
     if missing or folders:
@@ -181,7 +189,14 @@ def _existing_files(dataset: str | Dataset) -> Dataset:
             f"{dataset}: missing {', '.join(places)}: unpack {', '.join(downloads)} there, or set DETECTRON2_DATASETS "
             "to the folder that holds lvis/ and coco/"
         )
-    return Dataset(dataset, train, val)
+    return files
+
+
+def _files_of_lvis(name: str) -> tuple[Path, Dataset]:
+    """The root folder, and where a version's files have to be below it."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser().absolute()
+    train, val = (Split(root / "lvis" / f"{name}_{split}.json", root / "coco") for split in ("train", "val"))
+    return root, Dataset(name, train, val)
 
 
 def _inspected(files: Dataset) -> tuple[Inspection, Inspection]:
