@@ -65,7 +65,7 @@ class LocalEngine:
         main: Callable[[list[str]], int] | None = None,
         preload: Sequence[str] = PRELOAD,
     ) -> None:
-        """jobs: so many runs at a time, whatever was found. main: a worker's work, for tests; default: rio_bench.worker.main."""
+        """jobs: so many runs at a time, whatever was found. main: a worker's work, default rio_bench.worker.main."""
         if execution.nodes_per_run > 1:
             raise UserError(f"execution.nodes_per_run: {execution.nodes_per_run} machines need --engine slurm")
         gpus = [] if device == "cpu" else visible_gpus()
