@@ -170,12 +170,17 @@ def test_a_job_that_ends_without_a_result(
     assert [job.poll(), job.poll()] == [code, code]
 
 
-def test_no_answer_is_no_end(answers: Callable[[str, str], None], tmp_path: Path) -> None:
-    job = engines.make_engine("slurm", Execution(), "cpu").start(a_run(tmp_path), 0, None)
+def test_no_answer_is_no_end(
+    answers: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines.make_engine("slurm", Execution(), "cpu")
+    job = engine.start(a_run(tmp_path), 0, None)
     (tmp_path / "fake" / "squeue").write_text("#!/bin/sh\nexit 1\n")
     assert [job.poll() for _ in range(3)] == [None] * 3
     (tmp_path / "fake" / "squeue").write_text("#!/bin/sh\nexit 0\n")
     assert job.poll() == 255  # SLURM does not know it any more
+    monkeypatch.setattr(slurm, "LOOK_SECONDS", 100.0)
+    assert engine.start(a_run(tmp_path, 1), 1, None).poll() is None  # that answer is from before
 
 
 def test_a_job_is_told_to_end_whether_it_waits_or_runs(answers: Callable[[str, str], None], tmp_path: Path) -> None:
@@ -226,6 +231,19 @@ def test_a_job_that_has_to_leave_goes_on_later(local: Callable[..., Any], tmp_pa
     held.unlink()
     assert job.result() == 0
     assert folder.read_record() is not None
+
+
+def test_a_job_leaves_when_the_checkpoint_is_written(tmp_path: Path) -> None:
+    work = slurm_node.WorkerCommand([], 1)
+    trap = f"trap 'sleep 0.5; touch {tmp_path}/checkpoint; exit' TERM"
+    with subprocess.Popen(
+        ["/bin/bash", "-c", f"{trap}; touch {tmp_path}/begun; while sleep 0.1; do :; done"]
+    ) as worker:
+        wait_for((tmp_path / "begun").exists)
+        work._pid = worker.pid
+        work.checkpoint()
+        assert (tmp_path / "checkpoint").exists()
+    work.checkpoint()  # it ended before
 
 
 def test_a_job_whose_time_is_over_for_good(local: Callable[..., Any], tmp_path: Path) -> None:
