@@ -224,8 +224,8 @@ class Experiment(Model):
         variants: dict[Location, dict[str, Any]] = {("variants", name): own for name, own in self.variants.items()}
         sections = {("run",): self.run, ("grid",): self.grid, ("warm_start",): self.warm_start or {}, **variants}
         for section, keys in sections.items():
-            if "warm_start" in keys:
-                raise located((*section, "warm_start"), "belongs at the top of the file, beside run and grid")
+            for key in filter(_is_of_base_run, keys):
+                raise located((*section, key), "belongs at the top of the file, beside run and grid")
         for key in self.warm_start or {}:
             if key in SHAPES_WEIGHTS:
                 raise located(("warm_start", key), "is that of the runs which start from the base run: leave it out")
@@ -253,7 +253,7 @@ class Experiment(Model):
         for key in search.space:
             if key.partition(".")[0] not in RunConfig.model_fields:
                 raise located(("search", "space", key), f"unknown key{did_you_mean(key, RunConfig.model_fields)}")
-            if key == "warm_start":
+            if _is_of_base_run(key):
                 raise located(("search", "space", key), "belongs at the top of the file, beside run and search")
             if key in self.run:
                 raise located(("search", "space", key), "is set in run, too: give it once")
@@ -283,6 +283,10 @@ class Experiment(Model):
             base = draft.overlaid([(key, value, ("warm_start", key)) for key, value in self.warm_start.items()])
             return draft.resolve(warm_start=base.resolve())
         return draft.resolve()
+
+
+def _is_of_base_run(key: str) -> bool:
+    return key.partition(".")[0] == "warm_start"
 
 
 class Draft:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pydantic
@@ -136,6 +137,31 @@ grid:
 """
     strategies = [config.strategy for config in load_experiment(write(tmp_path, text)).cells]
     assert strategies == [load("rio")(samples_per_class=8), load("rio")(samples_per_class=8, bank_capacity=9)]
+
+
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        ("grid: {warm_start.iterations: [6, 7]}", "6: grid.warm_start.iterations"),
+        ("variants: {a: {warm_start.iterations: 6}}", "6: variants.a.warm_start.iterations"),
+        ("  warm_start.iterations: 6", "6: run.warm_start.iterations"),
+    ],
+)
+def test_a_part_of_the_base_run_is_set_at_the_top_of_the_file_alone(section: str, place: str, tmp_path: Path) -> None:
+    """Elsewhere it would have no effect: the base run is made from the run."""
+    run = "run:\n  dataset: glyphs-mini\n  backbone: R18-FPN\n  strategy: none\n  iterations: 10\n"
+    text = f"{run}{section}\nwarm_start: {{iterations: 5}}\n"
+    with pytest.raises(UserError, match=re.escape(f"{place}: belongs at the top of the file, beside run and grid")):
+        load_experiment(write(tmp_path, text))
+
+
+def test_a_base_run_has_no_base_run(tmp_path: Path) -> None:
+    text = """
+run: {dataset: glyphs-mini, backbone: R18-FPN, strategy: none, iterations: 10}
+warm_start: {iterations: 5, warm_start.iterations: 6}
+"""
+    with pytest.raises(UserError, match=r"small.yaml:3: warm_start.warm_start.iterations: belongs at the top"):
+        load_experiment(write(tmp_path, text))
 
 
 def test_an_error_in_a_merged_key_names_the_entry_that_merges_it(tmp_path: Path) -> None:

@@ -223,6 +223,11 @@ BAD = {
     ),
     "in run, too": (GOOD.replace("classifier:", "iterations:"), 12, "search.space.iterations: is set in run, too"),
     "warm start": (GOOD.replace("classifier:", "warm_start:"), 12, "belongs at the top of the file, beside run and"),
+    "part of a warm start": (
+        GOOD.replace("classifier: [linear, cosine]", "warm_start.iterations: [6, 7]"),
+        12,
+        "search.space.warm_start.iterations: belongs at the top of the file, beside run and search",
+    ),
     "low over high": (GOOD.replace("10, high: 100", "100, high: 10"), 10, "low: 100 is more than high, 10"),
     "log of zero": (GOOD.replace("0.01,", "0,"), 11, "threshold.low: expected more than 0 on a log scale, got 0"),
     "log with steps": (GOOD.replace("log: true", "log: true, step: 0.1"), 11, "step: a log scale has no steps"),
