@@ -191,7 +191,9 @@ def test_a_node_without_the_result_folder_is_told(make_engine: Callable[..., eng
     assert (tmp_path / "log").read_text().startswith("error: on a node of the Ray cluster: [Errno 2] No such file")
 
 
-def test_the_runs_of_a_lost_node_move(cluster: Any, make_engine: Callable[..., engines.Engine], tmp_path: Path) -> None:
+def test_the_runs_of_a_lost_node_move(
+    cluster: Any, make_engine: Callable[..., engines.Engine], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     plan = a_plan(4)
     held, engine = hold(tmp_path), make_engine()
     assert engine.slots() == 3
@@ -215,3 +217,4 @@ def test_the_runs_of_a_lost_node_move(cluster: Any, make_engine: Callable[..., e
         before, after = ResultFolder(tmp_path).run(name).read_attempts()
         assert (before.exit_status, after.exit_status) == (255, 0)
     assert engine.slots() == 1
+    assert "raylet" not in capfd.readouterr().out  # Ray keeps silent

@@ -130,6 +130,7 @@ class RayEngine:
 
 def join_cluster() -> None:
     """Connect to the cluster that Ray finds, or start one on this machine; without Ray's own lines."""
+    ray._private.worker._worker_logs_enabled = False  # what it tells of lost nodes knows no public switch
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
@@ -137,13 +138,12 @@ def join_cluster() -> None:
 
 
 def nodes() -> list[dict[str, float]]:
-    """What each living node has in all, by Ray's names of resources."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """What each node has in all, by Ray's names of resources; a lost one has nothing."""
+    return [node["Resources"] for node in ray.nodes()]
 
 
 def needs(execution: Execution, device: str) -> dict[str, float]:
     """What a run takes of its node, by Ray's names of resources."""
     if device == "cpu":
         return {"CPU": execution.gpus_per_run, "memory": MEMORY_PER_RUN * execution.gpus_per_run}
-    share = 10_000 * execution.gpus_per_run // execution.runs_per_gpu / 10_000  # Ray's unit, to which it would round up
-    return {"GPU": share, "CPU": share}
+    return dict.fromkeys(("GPU", "CPU"), execution.gpus_per_run / execution.runs_per_gpu)
