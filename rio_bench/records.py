@@ -1,5 +1,6 @@
 """The result folder: where files lie, and what they hold. The only module that knows the layout.
 
+ROOT is RESULTS/EXPERIMENT, or RESULTS/reruns/RUN of a run made again (rerun.py)
 ROOT/experiment.json      the plan as last run: what a table needs to show missing and failed cells
 ROOT/leaderboard.csv      derived from the records, rewritten after every run (report/tables.py)
 ROOT/leaderboard.md
@@ -79,6 +80,7 @@ METRICS = {
 }
 
 LOCK_TRIALS, LOCK_PAUSE = 5, 0.02  # of a worker; seconds between them
+RERUNS = "reruns"  # the folder beside result folders that holds those of reruns
 EVALUATION = "evaluation/"  # how an intermediate evaluation is named in a metrics file: evaluation/AP.b ...
 
 

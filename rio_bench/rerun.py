@@ -14,11 +14,10 @@ from rio_bench import datasets, engines, plan, scheduler
 from rio_bench.config import Execution, RunConfig
 from rio_bench.errors import UserError
 from rio_bench.plan import Plan, PlannedRun
-from rio_bench.records import Record, ResultFolder, RunFolder, columns
+from rio_bench.records import RERUNS, Record, ResultFolder, RunFolder, columns
 from rio_bench.strict import explain
 
 TOLERANCE = 0.1  # AP in percent: the last digit that tables show
-RERUNS = "reruns"
 
 
 def rerun(folder: RunFolder, results: Path) -> int:

@@ -17,6 +17,7 @@ from rio_bench.records import StoredPlan
 from rio_bench.report.cells import compare
 from rio_bench.report.leaderboard import leaderboard, published, render
 from rio_bench.report.tables import COLUMNS, write_leaderboard
+from rio_bench.rerun import place_of_rerun
 
 
 @pytest.fixture
@@ -165,6 +166,24 @@ def test_a_folder_that_is_none_is_told_and_files_are_passed_over(folder: Folder,
             render([folder.results.root, wrong], "csv")
     with pytest.raises(UserError, match="leaderboard.csv: no result folder"):
         render([file], "csv")
+
+
+def test_reruns_are_passed_over(folder: Folder) -> None:
+    """They lie where a shell's `results/*` finds them; an experiment may have that name."""
+    record = folder.plan("rio")
+    folder.finish(record, [20] * 4, [23] * 4)
+    folder.write_plan()
+    results = folder.results.root.parent
+    place_of_rerun(results, record.name).run(record.name).create()
+    everything = sorted(results.iterdir())
+    assert [path.name for path in everything] == ["made-up", "reruns"]
+    assert len(rows_of(everything)) == 1
+    with pytest.raises(UserError, match="reruns: no result folder"):
+        render([results / "reruns"], "csv")
+    of_that_name = another(folder, "reruns")
+    of_that_name.finish(of_that_name.plan("none"), [10] * 4, [13] * 4)
+    of_that_name.write_plan()
+    assert [row["Experiment"] for row in rows_of(everything)] == ["made-up", "reruns"]
 
 
 def test_command(

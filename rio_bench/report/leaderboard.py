@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rio_bench.errors import UserError
-from rio_bench.records import ResultFolder, write_atomically
+from rio_bench.records import RERUNS, ResultFolder, write_atomically
 from rio_bench.report.cells import Cell, Comparison, compare
 from rio_bench.report.formats import Entry, Format, Line, TextTable, as_text
 from rio_bench.report.tables import (
@@ -52,10 +52,10 @@ def write(folders: Sequence[Path], format: Format, output: Path | None) -> None:
 def render(folders: Sequence[Path], format: Format) -> str:
     """The leaderboard of several result folders, with the published results on their data sets, which have a source.
 
-    A file among the folders is passed over: a shell's `results/*` names it, too. Raises UserError for anything else
-    that is no result folder.
+    A file among the folders is passed over, and so is the folder of reruns: a shell's `results/*` names them, too.
+    Raises UserError for anything else that is no result folder.
     """
-    distinct = {folder.resolve(): folder for folder in folders if not folder.is_file()}
+    distinct = {folder.resolve(): folder for folder in folders if not _is_passed_over(folder)}
     if not distinct:
         raise UserError(f"{', '.join(map(str, folders))}: no result folder")
     comparisons = [compare(ResultFolder(folder)) for folder in distinct.values()]
@@ -89,6 +89,11 @@ def published() -> tuple[dict[str, Any], ...]:
         {name: (float(value) if value else None) if name in COLUMNS else value for name, value in row.items()}
         for row in csv.DictReader(text.splitlines())
     )
+
+
+def _is_passed_over(folder: Path) -> bool:
+    holds_reruns = folder.resolve().name == RERUNS and not ResultFolder(folder).plan_file.exists()
+    return folder.is_file() or holds_reruns
 
 
 def _ranked(comparisons: Sequence[Comparison]) -> list[tuple[str, Cell]]:
