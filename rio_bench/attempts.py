@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rio_bench.processes import HELD, TRY_AGAIN
+
+if TYPE_CHECKING:
+    from rio_bench.records import Attempt
 
 # The fork server, or the connection to a cluster, was lost: Python tells it by this status.
 LOST = 255
@@ -20,9 +25,19 @@ def may_be_mended(code: int) -> bool:
     return code < 0 or code in (TRY_AGAIN, LOST)
 
 
+def was_told_to_end(code: int) -> bool:
+    """Whether it ended as one that is told to: by a signal, or lost with its machine; not by an error of its own."""
+    return code < 0 or code == LOST
+
+
 def is_held(code: int) -> bool:
     """Whether the worker left the run to another one."""
     return code == HELD
+
+
+def last_telling(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The last of a run's attempts that tells how the run is: not one that left it to another worker."""
+    return next((attempt for attempt in reversed(attempts) if not is_held(attempt.exit_status or 0)), None)
 
 
 def signal_name(number: int) -> str:

@@ -20,6 +20,10 @@ class RecordError(UserError):
     """A file of a result folder that cannot be read or written, or is not what its place says: names the file."""
 
 
+class UnreadableError(RecordError):
+    """The file system does not give the file's content: what it holds is not known."""
+
+
 class Stored(BaseModel):
     """JSON that lies in a result folder: strict about keys, finite numbers or null only."""
 
@@ -41,7 +45,7 @@ def read_stored(path: Path, model: type[StoredModel]) -> StoredModel | None:
     except (FileNotFoundError, NotADirectoryError):  # a stray file in runs/ is no run
         return None
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

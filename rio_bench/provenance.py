@@ -1,7 +1,11 @@
-"""What a result was made with: code revision, versions, device, memory."""
+"""What a result was made with: code revision, versions, device, memory.
+
+Code and versions are looked at once a process, and by the fork server for the workers it forks: when they are imported.
+"""
 
 from __future__ import annotations
 
+import functools
 import platform
 import resource
 import subprocess
@@ -38,6 +42,7 @@ def device_name(device: str) -> str:
     return f"{several}{processor}, {torch.get_num_threads()} threads"
 
 
+@functools.cache
 def code_state() -> Code:
     """The git revision of this package's files; no revision where they are not tracked by git."""
     here = Path(__file__).resolve()
@@ -57,6 +62,7 @@ def code_state() -> Code:
     return {"revision": revision, "dirty": None if changes is None else bool(changes)}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, those that are installed."""
     found = {"python": platform.python_version()}

@@ -314,8 +314,17 @@ class RunFolder:
         number = 1
         while (aside := self.path / f"record.set-aside-{number}.json").exists():
             number += 1
-        os.replace(self.record_file, aside)
+        try:
+            os.replace(self.record_file, aside)
+        except OSError as error:
+            raise RecordError(f"{self.record_file}: cannot be set aside: {error.strerror}") from error
         return aside
+
+    def discard_checkpoints(self) -> None:
+        """Free the disk of what only this run would go on from."""
+        for file in self.checkpoints.glob("*.pth"):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Append a line to attempts.jsonl."""

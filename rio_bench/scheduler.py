@@ -5,16 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rio_bench import datasets
-from rio_bench.attempts import exit_cause, is_held, may_be_mended
+from rio_bench.attempts import exit_cause, is_held, may_be_mended, was_told_to_end
 from rio_bench.engines import Engine, Job
 from rio_bench.errors import UserError
-from rio_bench.files import FileLock, RecordError
+from rio_bench.files import FileLock, RecordError, UnreadableError
 from rio_bench.plan import Plan, PlannedRun, stored_plan, stored_run, with_trials
 from rio_bench.progress import (
     PlainDisplay,
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.05  # between two looks whether a worker ended
 LOOK_SECONDS = 1.0  # between two looks at progress files, and at runs that another harness holds
-GRACE_SECONDS = 120.0  # for the checkpoint of a run that was told to end
+GRACE_SECONDS = 600.0  # for a run that was told to end: its evaluation may go on, then it writes a checkpoint
+ABANDON_SECONDS = 60.0  # for workers to be gone after SIGKILL
 DONE = ("finished", "reused")
 
 
@@ -86,7 +87,7 @@ class Scheduler:
         for run in plan.runs:
             self._add(run)
         for run in self._trials.planned():  # the others are the search's to give out
-            if run.name not in self._by_name and results.run(run.name).record_file.exists():
+            if run.name not in self._by_name and self._record_of(run) is not None:
                 self._add(run)
         self._free = list(range(engine.slots()))
         self._interrupts = 0
@@ -186,11 +187,14 @@ class Scheduler:
     def _abandon(self) -> None:
         """Leave no worker behind where something unforeseen was raised; else there is none."""
         left = [task.running for task in self._tasks if task.running]
+        deadline = time.monotonic() + ABANDON_SECONDS
         for running in left:
-            running.job.kill()
+            with suppress(Exception):  # an engine that is gone, too, keeps no other worker alive
+                running.job.kill()
         for running in left:
-            while running.job.poll() is None:
-                time.sleep(POLL_SECONDS)
+            with suppress(Exception):
+                while running.job.poll() is None and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS)
             running.lock.release()
 
     def _is_over(self) -> bool:
@@ -230,21 +234,29 @@ class Scheduler:
 
     def _take_in(self, trial: PlannedRun) -> None:
         """Do a trial's run, its base run before it where that is not there."""
-        datasets.load(trial.config.dataset)
-        planned = self._trials.planned()
-        self._results.write_plan(stored_plan(with_trials(self._plan, planned)))
-        for run in [*(run for run in planned if run.name == trial.after), trial]:
-            task = self._by_name.get(run.name) or self._add(run)
-            if run.name == trial.name:
-                task.view.state = "waiting"
-            else:
+        try:
+            datasets.load(trial.config.dataset)
+            planned = self._trials.planned()
+            self._results.write_plan(stored_plan(with_trials(self._plan, planned)))
+        except (UserError, OSError) as error:
+            self._trials.give_up(error)
+            return
+        for run in planned:
+            if run.name == trial.after:
                 self._wanted_bases.add(run.name)
-            self._try(task)
+                base = self._by_name.get(run.name) or self._add(run)
+                if base.view.state in DONE and not base.folder.final_weights.exists():
+                    base.view.state = "waiting"
+                if base.view.state == "waiting":
+                    self._try(base)
+        task = self._by_name.get(trial.name) or self._add(trial)
+        task.view.state = "waiting"
+        self._try(task)
 
     def _try(self, task: Task) -> None:
         """Start a run if its base is there, a slot is free and nobody else is doing it."""
-        obstacle = self._obstacle(task)
-        if obstacle == "wait" or not self._free:
+        obstacle = self._obstacle(task) if self._free else "wait"
+        if obstacle == "wait":
             if task.view.state == "held":
                 self._reuse(task)
             return
@@ -286,6 +298,8 @@ class Scheduler:
             try:
                 folder.read_record(task.run.identity)
                 reason = f"{folder.record_file}: has lost its weights, which other runs start from"
+            except UnreadableError:  # trouble of the file system, not of the record
+                raise
             except RecordError as error:
                 reason = str(error)
             self._notes.append(f"{reason}: set aside as {folder.set_aside_record().name}")
@@ -308,15 +322,18 @@ class Scheduler:
 
     def _reuse(self, task: Task) -> bool:
         """Take the result of a run that has one."""
-        try:
-            record = task.folder.read_record(task.run.identity)
-        except RecordError:  # told when the file is set aside, under the lock
-            return False
+        record = self._record_of(task.run)
         if record is None or (task.run.name in self._wanted_bases and not task.folder.final_weights.exists()):
             return False
         task.view.state, task.view.ap = "reused", record.metrics["box"].AP
         self._tell_search(task, "finished", record)
         return True
+
+    def _record_of(self, run: PlannedRun) -> Record | None:
+        try:
+            return self._results.run(run.name).read_record(run.identity)
+        except RecordError:  # told when the file is set aside, under the lock
+            return None
 
     # Following and ending
 
@@ -373,10 +390,11 @@ class Scheduler:
             view.state, view.ap = "finished", record.metrics["box"].AP
             self._tell_search(task, "finished", record)
             self._tell_finished()
-        elif running.cause == "pruned":
+        elif running.cause == "pruned" and was_told_to_end(code):
             view.state = "pruned"
+            task.folder.discard_checkpoints()  # nobody goes on from them, and a search may prune hundreds
             self._tell_search(task, "pruned")
-        elif self._interrupts:
+        elif self._interrupts and was_told_to_end(code):
             view.state = "stopped"
         elif is_held(code):
             view.state = "held"
@@ -393,7 +411,7 @@ class Scheduler:
         log = read_tail(task.folder.log_file, running.log_start).decode(errors="replace")
         reason = exit_cause(code, took, log)
         retries = self._plan.execution.retries
-        if may_be_mended(code) and task.retries < retries:
+        if may_be_mended(code) and task.retries < retries and not self._interrupts:
             task.retries += 1
             self._notes.append(f"{task.run.name}: {reason}: starting it again ({task.retries} of {retries} retries)")
             task.view.state = "waiting"

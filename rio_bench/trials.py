@@ -19,6 +19,7 @@ class Trials:
     def __init__(self, search: Search | None) -> None:
         self._search = search
         self.failure = ""
+        self._planned: list[PlannedRun] = []
 
     def ask(self) -> PlannedRun | None:
         """The next run to do; None: none now."""
@@ -27,12 +28,17 @@ class Trials:
         try:
             return self._search.ask()
         except (UserError, OSError) as error:
-            self._give_up(error)
+            self.give_up(error)
             return None
 
     def planned(self) -> list[PlannedRun]:
-        """The runs of all trials so far."""
-        return [] if self._search is None else self._search.planned()
+        """The runs of all trials so far, as far as is known."""
+        if self._search is not None and not self.failure:
+            try:
+                self._planned = self._search.planned()
+            except (UserError, OSError) as error:
+                self.give_up(error)
+        return self._planned
 
     def is_over(self) -> bool:
         """Whether no run will come any more."""
@@ -41,7 +47,7 @@ class Trials:
         try:
             return self._search.is_exhausted()
         except (UserError, OSError) as error:
-            self._give_up(error)
+            self.give_up(error)
             return True
 
     def is_to_be_pruned(self, run: PlannedRun, iteration: int, values: dict[str, float | None]) -> bool:
@@ -51,7 +57,7 @@ class Trials:
         try:
             return self._search.report(run.name, iteration, values)
         except (UserError, OSError) as error:
-            self._give_up(error)
+            self.give_up(error)
             return False
 
     def tell(self, run: PlannedRun, how: Literal["finished", "failed", "pruned"], record: Record | None = None) -> str:
@@ -61,7 +67,7 @@ class Trials:
         try:
             line = self._search.tell(run.name, how, record)
         except (UserError, OSError) as error:
-            self._give_up(error)
+            self.give_up(error)
             return ""
         self.write()
         return line or ""
@@ -73,7 +79,8 @@ class Trials:
         try:
             self._search.write()
         except (UserError, OSError) as error:
-            self._give_up(error)
+            self.give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
+        """Ask no more."""
         self.failure = f"search: {error}"

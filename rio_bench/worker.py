@@ -148,6 +148,7 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None, stop: S
     if folder.read_record(run.identity) is not None:
         return  # a worker that was waiting in a queue while another did the run
     config, execution = read_config(run, folder)
+    code, packages = code_state(), versions()  # before hours in which they may change
     result = train_and_evaluate(config, execution, folder, device, initial_weights, stop)
     if rank() > 0:
         return
@@ -166,8 +167,8 @@ def do_run(folder: RunFolder, device: str, initial_weights: Path | None, stop: S
         seconds=result.seconds,
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
-        code=code_state(),
-        versions=versions(),
+        code=code,
+        versions=packages,
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
     folder.write_record(record)
@@ -204,6 +205,7 @@ def train_and_evaluate(
     from rio_bench.datasets.frequency import count_frequency
     from rio_bench.datasets.lvis import read_split
     from rio_bench.detection.evaluation import lvis_ap
+    from rio_bench.detection.hooks import Stopped
     from rio_bench.detection.inference import detect_together
     from rio_bench.detection.model import build_model
     from rio_bench.detection.recipe import build_cfg
@@ -235,6 +237,8 @@ def train_and_evaluate(
             stop=stop,
         )
 
+    if stop():  # in the last iteration: the weights are written, the evaluation is left for the next time
+        raise Stopped
     if rank() == 0:
         append_json_line(folder.metrics_file, {"phase": "evaluate"})
     start = time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,5 +112,25 @@ def test_several_processes_go_through_torchs_launcher(tmp_path: Path) -> None:
         *("--initial-weights", str(tmp_path / "base.pth")),
     ]
     two = worker_command(RunFolder(tmp_path / "a"), "cpu", None, processes=2)
-    assert two[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert two[1:5] == ["-m", "rio_bench.engines.launch", "--standalone", "--nproc-per-node=2"]
     assert two[5:] == ["-m", "rio_bench.worker", str(tmp_path / "a"), "--device", "cpu"]
+
+
+RANK = """
+import os, signal, sys, time
+if os.environ["RANK"] == "1":
+    {act}
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "code"), [("sys.exit(75)", 75), ("os.kill(os.getpid(), signal.SIGKILL)", -9), ("sys.exit(2)", 2)]
+)
+def test_several_processes_end_as_the_first_that_failed(tmp_path: Path, act: str, code: int) -> None:
+    (tmp_path / "one_of_two.py").write_text(RANK.format(act=act))
+    launcher = [sys.executable, "-m", "rio_bench.engines.launch", "--standalone", "--nproc-per-node=2"]
+    answer = subprocess.run([*launcher, str(tmp_path / "one_of_two.py")], capture_output=True, text=True)
+    assert answer.returncode == code
+    assert "ChildFailedError" not in answer.stderr

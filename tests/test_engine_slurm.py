@@ -110,12 +110,12 @@ def test_gpus_nodes_and_a_time_limit(answers: Callable[[str, str], None], tmp_pa
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=4"} <= set(script)
     assert {"#SBATCH --cpus-per-task=16", "#SBATCH --time=35"} <= set(script)
     assert any("--cpus-per-task=16" in line for line in script if line.startswith("srun"))
-    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--rdzv-backend=c10d", "--nproc-per-node=4", "-m"]
+    launcher = ["-m", "rio_bench.engines.launch", "--nnodes=2", "--rdzv-backend=c10d", "--nproc-per-node=4", "-m"]
     assert work.command[1:7] == launcher
     assert work.threads == 4
     script, work = submitted(tmp_path, "cuda", gpus_per_run=4)
     assert {"#SBATCH --nodes=1", "#SBATCH --gpus-per-node=4"} <= set(script)
-    assert work.command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    assert work.command[1:5] == ["-m", "rio_bench.engines.launch", "--standalone", "--nproc-per-node=4"]
 
 
 def test_what_cannot_be_is_told(

@@ -21,18 +21,18 @@ def test_the_revision_is_this_checkouts_and_nobody_elses(tmp_path: Path, monkeyp
     module.write_text("one")
     monkeypatch.setattr(provenance, "__file__", str(module))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.code_state() == {"revision": None, "dirty": None}
+    assert provenance.code_state.__wrapped__() == {"revision": None, "dirty": None}
 
     git("init", "-q")
     (tmp_path / "theirs").write_text("")
     git("add", "theirs")
     git("commit", "-qm", "theirs")
-    assert provenance.code_state() == {"revision": None, "dirty": None}
+    assert provenance.code_state.__wrapped__() == {"revision": None, "dirty": None}
 
     git("add", "site-packages/provenance.py")
     git("commit", "-qm", "ours")
-    assert provenance.code_state() == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    assert provenance.code_state.__wrapped__() == {"revision": git("rev-parse", "HEAD"), "dirty": False}
     module.write_text("two")
-    assert provenance.code_state() == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+    assert provenance.code_state.__wrapped__() == {"revision": git("rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setenv("PATH", os.devnull)
-    assert provenance.code_state() == {"revision": None, "dirty": None}
+    assert provenance.code_state.__wrapped__() == {"revision": None, "dirty": None}

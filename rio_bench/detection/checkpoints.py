@@ -49,7 +49,7 @@ def load_if_whole(path: Path) -> dict[str, Any] | None:
         return load(path)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # of its content, not of the file system
         logger.warning("%s: cannot be read and is passed over: %s", path, str(error).partition("\n")[0])
         return None
 
@@ -67,7 +67,10 @@ def save_last(path: Path, model: nn.Module, **state: Any) -> None:
 
 def load_last(path: Path) -> dict[str, Any] | None:
     """The last checkpoint, or the one before it where that cannot be read; None where there is neither."""
-    return load_if_whole(path) or load_if_whole(previous(path))
+    state = load_if_whole(path)
+    if state is None and comm.is_main_process():
+        path.unlink(missing_ok=True)  # so that the next one does not push out the one before
+    return state or load_if_whole(previous(path))
 
 
 def remove_last(path: Path) -> None:

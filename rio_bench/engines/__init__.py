@@ -92,4 +92,4 @@ def worker_command(
     if processes == 1 and not launcher:
         return [sys.executable, *worker]
     options = launcher or ("--standalone",)
-    return [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={processes}", *worker]
+    return [sys.executable, "-m", "rio_bench.engines.launch", *options, f"--nproc-per-node={processes}", *worker]

@@ -9,7 +9,11 @@ import signal
 import warnings
 
 from rio_bench.processes import ask_for_signal
+from rio_bench.provenance import code_state, versions
 
 ask_for_signal(signal.SIGKILL)
 # Its standard error is the harness's terminal. Detectron2 scripts a function when it is imported.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+
+code_state()  # of the code that the workers are forked with, whatever is edited while they run
+versions()
