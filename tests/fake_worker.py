@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from rio_bench.processes import HELD, TRY_AGAIN
+from rio_bench.processes import BAD_INPUT, HELD, TRY_AGAIN
 from rio_bench.records import Metrics, Record, RunFolder, append_json_line
 
 
@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
     behaviour = behaviour_of(root, run.name)
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if behaviour == "full disk":
+        signal.signal(signal.SIGTERM, cannot_write)
     start = {"name": run.name, "pid": os.getpid(), "weights": options.initial_weights}
     append_json_line(root / "starts", start | {"threads": os.environ["OMP_NUM_THREADS"]})
     append_json_line(folder.metrics_file, {"iteration": 0, "total_loss": 2.5})
@@ -46,12 +48,13 @@ def main(arguments: list[str]) -> int:
     if behaviour == "try again":
         print("error: the network is gone")
         return TRY_AGAIN
-    if behaviour == "long":
+    if behaviour in ("long", "full disk"):
         time.sleep(60)
     if behaviour == "stubborn":
         time.sleep(3)
     if behaviour.endswith("curve"):
         ap = 1.0 if behaviour == "low curve" else 2.0
+        folder.last_checkpoint.write_bytes(b"half way")
         append_json_line(folder.metrics_file, {"iteration": 4, "evaluation/AP.b": ap})
         time.sleep(60 if behaviour == "low curve" else 1.5)
     folder.final_weights.write_bytes(b"weights")
@@ -59,6 +62,11 @@ def main(arguments: list[str]) -> int:
     if behaviour == "crash after the record":
         os.kill(os.getpid(), signal.SIGKILL)
     return 0
+
+
+def cannot_write(number: int, frame: object) -> None:
+    print("error: last.pth: cannot be written: No space left on device", flush=True)
+    sys.exit(BAD_INPUT)
 
 
 def behaviour_of(root: Path, name: str) -> str:

@@ -500,7 +500,9 @@ def test_runs_of_a_search_are_asked_for_followed_and_pruned(tmp_path: Path, monk
         [(low.name, "pruned", None), (high.name, "finished", 20.0), (failing.name, "failed", None)]
     )
     assert (low.name, 4, {"AP.b": 1.0}) in search.reports
-    assert ResultFolder(tmp_path).run(low.name).read_attempts()[-1].cause == "pruned"
+    pruned = ResultFolder(tmp_path).run(low.name)
+    assert pruned.read_attempts()[-1].cause == "pruned"
+    assert list(pruned.checkpoints.iterdir()) == []
 
 
 def test_a_search_that_breaks_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,3 +520,52 @@ def test_a_search_that_breaks_costs_no_run(tmp_path: Path, monkeypatch: pytest.M
         )  # type: ignore[arg-type]
     assert outcome.finished == [trials.runs[0].name]
     assert outcome.failed[0].reason == "search: postgresql://host/db: the server closed the connection"
+
+
+def test_a_search_that_cannot_tell_its_trials_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler.datasets, "load", lambda name: None)
+    search = Curves(a_plan(2))
+    answers = [[], list(search.left[:1])]
+
+    def planned_or_gone() -> list[PlannedRun]:
+        if not answers:
+            raise UserError("postgresql://host/db: the server closed the connection")
+        return answers.pop(0)
+
+    monkeypatch.setattr(search, "planned", planned_or_gone)
+    outcome = search_with(search, tmp_path, jobs=2)
+    assert outcome.finished == [a_plan(2).runs[0].name]
+    assert outcome.failed[0].reason == "search: postgresql://host/db: the server closed the connection"
+
+
+def test_a_base_run_that_fails_is_not_tried_for_every_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler.datasets, "load", lambda name: None)
+    base, *trials = plan_with_base(3).runs
+    behave(tmp_path, base, "raise")
+    search = Curves(Plan("quickstart", "none", tuple(trials)))
+    monkeypatch.setattr(search, "planned", lambda: [base, *trials])
+    outcome = search_with(search, tmp_path, jobs=2)
+    assert len(outcome.failed) == 4
+    assert [start["name"] for start in starts(tmp_path)] == [base.name]
+
+
+def test_a_record_that_cannot_be_read_now_is_neither_set_aside_nor_made_again(tmp_path: Path) -> None:
+    plan = a_plan(1)
+    folder = ResultFolder(tmp_path).run(plan.runs[0].name)
+    folder.create()
+    folder.record_file.mkdir()  # reading it fails, whoever reads
+    outcome, _ = go(tmp_path, plan)
+    assert "record.json: cannot be read: Is a directory" in outcome.failed[0].reason
+    assert folder.record_file.is_dir()
+    assert starts(tmp_path) == []
+
+
+def test_a_failure_while_stopping_is_told_as_one(tmp_path: Path) -> None:
+    plan = a_plan(1)
+    behave(tmp_path, plan.runs[0], "full disk")
+    with harness(tmp_path, 1) as process:
+        wait_for(lambda: starts(tmp_path))
+        process.send_signal(signal.SIGINT)
+        answer = json.loads(process.communicate()[0])
+    assert answer["stopped"] == []
+    assert answer["failed"][0][1].endswith("last.pth: cannot be written: No space left on device")

@@ -203,6 +203,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_torn_checkpoint_never_pushes_out_the_whole_one_before(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    path = tmp_path / "last.pth"
+    for iteration in (1, 2):
+        checkpoints.save_last(path, model, iteration=iteration)
+    path.write_bytes(path.read_bytes()[:100])
+    for _ in range(2):  # killed before it could save again
+        state = checkpoints.load_last(path)
+        assert state is not None
+        assert state["iteration"] == 1
+    checkpoints.save_last(path, model, iteration=3)
+    path.write_bytes(b"")
+    state = checkpoints.load_last(path)
+    assert state is not None
+    assert state["iteration"] == 1
+
+
 @pytest.mark.slow
 def test_evaluations_on_the_way_change_nothing_and_the_best_weights_are_kept(tmp_path: Path) -> None:
     config = configuration(strategy=EVERY_CATEGORY, iterations=7)
