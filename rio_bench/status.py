@@ -8,7 +8,7 @@ from datetime import datetime
 
 from rich.console import Console
 
-from rio_bench.attempts import exit_cause, is_held, last_line
+from rio_bench.attempts import exit_cause, last_line, last_telling
 from rio_bench.files import RecordError
 from rio_bench.progress import (
     RunView,
@@ -105,8 +105,7 @@ def _running(view: RunView, folder: RunFolder) -> None:
 
 def _not_going_on(view: RunView, folder: RunFolder, now: float) -> None:
     """A run that nobody has: its last attempt tells why."""
-    attempts = [attempt for attempt in folder.read_attempts() if not is_held(attempt.exit_status or 0)]
-    last = attempts[-1] if attempts else None
+    last = last_telling(folder.read_attempts())
     if _was_cut_off(folder.read_last_holder(), last):
         view.state, view.reason = "stopped", "its worker was killed, and its harness too"
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from rio_bench.attempts import last_telling
 from rio_bench.config import Experiment, RunConfig
 from rio_bench.files import RecordError
 from rio_bench.plan import identity
@@ -56,8 +57,8 @@ def find_runs(experiment: Experiment, results: ResultFolder, known: Iterable[str
 def was_pruned(folder: RunFolder, experiment: Experiment) -> bool:
     """Whether a run's last attempt was ended by a pruner. To a search that prunes nothing it is one to go on with."""
     assert experiment.search is not None
-    attempts = folder.read_attempts()
-    return experiment.search.pruner is not None and bool(attempts) and attempts[-1].cause == "pruned"
+    last = last_telling(folder.read_attempts())
+    return experiment.search.pruner is not None and last is not None and last.cause == "pruned"
 
 
 def params_of(experiment: Experiment, run: StoredRun) -> dict[str, Any] | None:
@@ -113,9 +114,10 @@ def _found(experiment: Experiment, folder: RunFolder) -> FoundRun | None:
         record = None
     if record is not None:
         return FoundRun(folder.name, params, record=record, ended=record.finished)
-    if was_pruned(folder, experiment):
+    last = last_telling(folder.read_attempts())
+    if last is not None and was_pruned(folder, experiment):
         values = evaluations(folder, experiment.search.objectives[0])
-        return FoundRun(folder.name, params, pruned=values, ended=folder.read_attempts()[-1].ended)
+        return FoundRun(folder.name, params, pruned=values, ended=last.ended)
     return FoundRun(folder.name, params)
 
 

@@ -23,6 +23,7 @@ from rio_bench import strategy as strategies
 from rio_bench.config import Experiment
 from rio_bench.errors import UserError
 from rio_bench.plan import PlannedRun, identity, make_plan, trial_planner
+from rio_bench.processes import HELD
 from rio_bench.records import ResultFolder, StoredSearch
 from rio_bench.search import Search
 from rio_bench.strategy import Strategy
@@ -392,6 +393,16 @@ def test_a_run_that_was_pruned_as_its_harness_died_is_pruned(results: ResultFold
     prune_last(Search(of, results), results, of)
     search = Search(of, results)
     assert search.is_exhausted() and states(search, results) == ["finished", "finished", "pruned"]
+
+
+def test_a_pruned_run_stays_pruned_where_a_second_worker_was_sent_away(results: ResultFolder) -> None:
+    of = experiment(trials=3, pruner={"name": "MedianPruner", "n_startup_trials": 2})
+    folder = results.run(prune_last(Search(of, results), results, of).name)
+    pruned = folder.read_attempts()[-1]
+    folder.add_attempt(pruned.model_copy(update={"exit_status": HELD, "signal": None, "cause": None}))
+    results.study_journal.unlink()
+    search = Search(of, results)
+    assert search.is_exhausted() and sorted(states(search, results)) == ["finished", "finished", "pruned"]
 
 
 def test_without_a_pruner_a_pruned_run_is_gone_on_with(results: ResultFolder) -> None:

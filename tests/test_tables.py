@@ -9,6 +9,7 @@ import pytest
 from made_up import Folder
 
 from rio_bench.errors import UserError
+from rio_bench.processes import HELD
 from rio_bench.records import ResultFolder
 from rio_bench.report.cells import compare
 from rio_bench.report.leaderboard import leaderboard
@@ -159,11 +160,18 @@ def test_attempts_without_a_record(
     run = folder.plan("rio")
     folder.attempt(run, exit_status=1)
     folder.attempt(run, exit_status, signal, cause)
+    folder.attempt(run, HELD)  # it found another worker: it tells nothing
     folder.write_plan()
     assert box_line(folder, "rio") == [state] * 4 + ["0/1"]
     assert f"\n{state.capitalize()}" in render(folder.results, "md")
     row = next(csv.DictReader(io.StringIO(render(folder.results, "csv"))))
     assert (row["State"], row["Failed"]) == (state, "1" if state == "failed" else "0")
+
+
+def test_an_attempt_that_found_another_worker_is_no_failure(folder: Folder) -> None:
+    folder.attempt(folder.plan("rio"), HELD)
+    folder.write_plan()
+    assert box_line(folder, "rio") == ["missing"] * 4 + ["0/1"]
 
 
 def test_of_several_reasons_for_no_record_the_worst_is_shown(folder: Folder) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from rio_bench.attempts import last_telling
 from rio_bench.errors import UserError, did_you_mean
 from rio_bench.records import METRICS, Record, ResultFolder, RunFolder
 from rio_bench.report.categories import Compactor
@@ -228,10 +229,9 @@ def _state_without_record(run: RunFolder) -> str:
 
     A run is missing, too, where its record is there but was left out: its warning tells why.
     """
-    attempts = run.read_attempts()
-    if not attempts or run.record_file.exists():
+    last = last_telling(run.read_attempts())
+    if last is None or run.record_file.exists():
         return "missing"
-    last = attempts[-1]
     if last.cause == "pruned":
         return "pruned"
     if last.cause == "stopped" or (last.cause is None and last.signal in ("SIGINT", "SIGTERM")):
