@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -135,17 +136,31 @@ class Record(Stored):
         return metrics
 
 
+FolderName = Annotated[str, Field(pattern=r"^[^/.][^/]*$")]
+
+
 class StoredRun(Stored):
     """One run as planned (plan.PlannedRun as plain data)."""
 
-    name: str
+    name: FolderName
     identity: str
     experiment: str
     method: str
     is_base: bool
-    after: str | None
+    after: FolderName | None
     config: dict[str, Any]  # canonical(RunConfig)
     execution: dict[str, Any] = {}  # config.Execution without its defaults
+
+    @field_validator("config")
+    @classmethod
+    def _has_what_tables_need(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The strategy may be one that is not installed, so it is no RunConfig here."""
+        missing = [key for key in ("dataset", "backbone", "strategy", "iterations") if key not in config]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: missing")
+        if not isinstance(config["strategy"], dict) or not isinstance(config["strategy"].get("name"), str):
+            raise ValueError(f"strategy: expected one with a name, got {reprlib.repr(config['strategy'])}")
+        return config
 
 
 class StoredPlan(Stored):

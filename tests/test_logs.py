@@ -24,8 +24,9 @@ NAMES = ["none-R18-FPN-seed0-00aa", "rio-R18-FPN-seed0-00bb", "rio-R18-FPN-seed1
 
 def stored(name: str) -> StoredRun:
     identity = name.rpartition("-")[2]
+    config = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": {"name": "rio"}, "iterations": 10}
     return StoredRun(
-        name=name, identity=identity, experiment="sweep", method="rio", is_base=False, after=None, config={}
+        name=name, identity=identity, experiment="sweep", method="rio", is_base=False, after=None, config=config
     )
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -58,8 +59,9 @@ def record(name: str = "rio-R18-FPN-seed0-00ff", identity: str = "00ff", method:
 
 
 def stored_run(name: str = "rio-R18-FPN-seed0-00ff", identity: str = "00ff", method: str = "rio") -> StoredRun:
+    config = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": {"name": "rio"}, "iterations": 10}
     return StoredRun(
-        name=name, identity=identity, experiment="quickstart", method=method, is_base=False, after=None, config={}
+        name=name, identity=identity, experiment="quickstart", method=method, is_base=False, after=None, config=config
     )
 
 
@@ -171,6 +173,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, sys.argv[2])
 from rio_bench.records import RunFolder
 from test_records import record
@@ -215,6 +218,7 @@ HOLD = """
 import sys, time
 from rio_bench.records import RunFolder
 from pathlib import Path
+from typing import Any
 lock = RunFolder(Path(sys.argv[1])).lock_as_worker()
 print("held" if lock else "taken", flush=True)
 time.sleep(60)
@@ -262,6 +266,29 @@ def test_the_plan_comes_back_and_another_experiment_is_refused(tmp_path: Path) -
     with pytest.raises(RecordError, match="belongs to the experiment 'quickstart', not 'backbones'"):
         results.write_plan(StoredPlan(experiment="backbones", baseline="none", runs=()))
     assert results.read_plan() == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "../x"}, "runs.0.name: "),
+        ({"name": ".."}, "runs.0.name: "),
+        ({"name": ""}, "runs.0.name: "),
+        ({"after": "/base"}, "runs.0.after: "),
+        ({"config": {"dataset": "glyphs-mini", "iterations": 10}}, "runs.0.config: .*backbone, strategy: missing"),
+        ({"config": {**stored_run().config, "strategy": "rio"}}, "runs.0.config: .*one with a name, got 'rio'"),
+        ({"config": {**stored_run().config, "strategy": {}}}, "runs.0.config: .*one with a name, got {}"),
+    ],
+)
+def test_a_plan_whose_runs_no_table_could_show_is_told(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    results = ResultFolder(tmp_path)
+    results.write_plan(StoredPlan(experiment="quickstart", baseline="none", runs=(stored_run(),)))
+    content = json.loads(results.plan_file.read_text())
+    content["runs"][0].update(changes)
+    results.plan_file.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=f"experiment.json: not a file of this version.*: {told}") as caught:
+        results.read_plan()
+    assert "\n" not in str(caught.value)
 
 
 def test_records_take_the_labels_of_the_plan(folder: RunFolder) -> None:

@@ -188,7 +188,9 @@ def test_a_run_that_cannot_be_made_again_is_one_line(
 
     folder = ResultFolder(tmp_path / "results" / "quickstart").run("e")
     folder.create()
-    folder.write_run(StoredRun(name="e", identity="e", experiment="", method="", is_base=False, after=None, config={}))
+    folder.write_run(
+        StoredRun(name="e", identity="e", experiment="", method="", is_base=False, after=None, config=record.config)
+    )
     assert main("rerun", str(folder.path))[2].endswith("has no result that a second one could be compared with\n")
 
 

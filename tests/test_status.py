@@ -35,7 +35,7 @@ def stored(name: str = "rio-R18-FPN-seed0-00000000000000ff", after: str | None =
         method="rio",
         is_base=False,
         after=after,
-        config={"iterations": 400},
+        config={"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": {"name": "rio"}, "iterations": 400},
     )
 
 

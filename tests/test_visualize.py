@@ -323,7 +323,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = data_set(tmp_path / "data", OBJECTS)
     run = RunFolder(tmp_path / "runs" / "none-R18")
     run.create()
-    config = {"dataset": "glyphs-mini"}
+    config = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": {"name": "none"}, "iterations": 10}
     run.write_run(
         StoredRun(
             name="none-R18", identity="00", experiment="e", method="none", is_base=False, after=None, config=config
