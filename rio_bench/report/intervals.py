@@ -2,13 +2,14 @@
 
 A difference is the mean over categories (and over the seeds that both have) of AP less the baseline's, category by
 category and seed by seed. Seeds and categories are drawn with replacement, the same draw for both methods: the
-pigeonhole bootstrap (Owen, Annals of Applied Statistics 1, 2007), by scipy.stats.bootstrap. Where chance is mostly each
-category's own in each seed, it overstates it: intervals over several seeds then cover at 98 %. With one seed the draw
-is over categories alone: a shift that a seed brings to all categories alike is not seen.
+pigeonhole bootstrap (Owen, Annals of Applied Statistics 1, 2007), by scipy.stats.bootstrap. The percentiles are
+expanded so that few categories cover at the rate, too (Hesterberg, "What Teachers Should Know About the Bootstrap",
+arXiv 1411.5279). p: two-sided Student's t test of the difference with the bootstrap's standard error; with one seed
+that is the paired t test over categories.
 
-The percentiles are expanded so that few categories cover at the rate, too (Hesterberg, "What Teachers Should Know
-About the Bootstrap", arXiv 1411.5279). p: two-sided Student's t test of the difference with the bootstrap's standard
-error; with one seed that is the paired t test over categories.
+Of a shift that a seed brings to all categories alike, the bootstrap sees too little where seeds are few. With several
+seeds the paired t test over their means is therefore asked, too (degrees of freedom: seeds less one; the categories are
+taken as they are): an interval spans both, and p is the larger one. With one seed such a shift is not seen at all.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def intervals(pairs: Sequence[tuple[Cell, Cell]], columns: Sequence[str]) -> dic
 def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low ends and high ends of the 95 % intervals, and p values: float64 [cells] each.
 
-    differences: float64 [cells, seeds, categories], at least two categories.
+    differences: float64 [cells, seeds, categories], at least two categories. With several seeds the bootstrap's and the
+    t test's over the seeds' means: the interval that spans both, the larger p.
     """
     from scipy import stats
 
@@ -116,10 +118,22 @@ def bootstrap(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     )
     observed = differences.mean(axis=(1, 2))
     error = few * result.standard_error
-    # without any spread: certain, unless nothing differs at all
+    low, high = result.confidence_interval.low, result.confidence_interval.high
+    p = _p(observed, error, categories - 1)
+    if seeds > 1:
+        error = stats.sem(differences.mean(axis=2), axis=1)
+        half = stats.t.isf((1 - LEVEL) / 2, seeds - 1) * error
+        low, high = np.minimum(low, observed - half), np.maximum(high, observed + half)
+        p = np.maximum(p, _p(observed, error, seeds - 1))
+    return low, high, p
+
+
+def _p(observed: np.ndarray, error: np.ndarray, freedom: int) -> np.ndarray:
+    """Two-sided, of Student's t test. Without any spread: certain, unless nothing differs at all."""
+    from scipy import stats
+
     t = np.divide(observed, error, out=np.where(observed == 0, 0.0, np.inf), where=error > 0)
-    p = 2 * stats.t.sf(np.abs(t), categories - 1)
-    return result.confidence_interval.low, result.confidence_interval.high, p
+    return 2 * stats.t.sf(np.abs(t), freedom)
 
 
 def holm(p: Sequence[float]) -> list[bool]:
