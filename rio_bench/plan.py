@@ -77,13 +77,13 @@ def make_plan(experiment: Experiment) -> Plan:
         variant_of = {
             identity(cell): name for name in experiment.variants for cell in experiment.cells_of_variants[name]
         }
-        runs = _planned_runs(experiment.cells, _method_labels(experiment.cells), variant_of)
+        runs = _planned_runs(experiment.cells, method_labels(experiment.cells), variant_of)
     return Plan(experiment.name, experiment.baseline, tuple(runs), experiment.execution, experiment.search)
 
 
 def trial_planner(experiment: Experiment) -> Callable[[RunConfig], list[PlannedRun]]:
     """What gives the run of a search's trial by its configuration, with its base run first if it has one."""
-    method_label = _method_labels(experiment.search_points, LABEL_DIGITS)
+    method_label = method_labels(experiment.search_points, LABEL_DIGITS)
     return lambda config: _planned_runs([config], method_label, {})
 
 
@@ -173,7 +173,7 @@ def _run_name(config: RunConfig) -> str:
     return f"{name_of(config.strategy)}-{config.backbone}-seed{config.seed}-{identity(config)}"
 
 
-def _method_labels(configs: Sequence[RunConfig], digits: int | None = None) -> Callable[[RunConfig], str]:
+def method_labels(configs: Sequence[RunConfig], digits: int | None = None) -> Callable[[RunConfig], str]:
     """The label of a configuration: its strategy, and whatever differs within these configurations but columns.
 
     digits: of fractional numbers, significant ones; None: all.

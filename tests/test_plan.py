@@ -265,7 +265,7 @@ def test_method_labels_tell_what_differs_within_the_experiment() -> None:
 @given(st.lists(RUNS, min_size=1, max_size=6))
 def test_runs_of_one_label_differ_in_backbone_and_seed_only(runs: list[dict[str, Any]]) -> None:
     configs = [RunConfig.model_validate(run) for run in runs]
-    label = plan_module._method_labels(configs)
+    label = plan_module.method_labels(configs)
     groups: dict[str, set[RunConfig]] = {}
     for config in configs:
         same = config.model_copy(update={"backbone": "R18-FPN", "seed": 0})

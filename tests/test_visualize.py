@@ -196,7 +196,7 @@ def test_chosen_categories(tmp_path: Path) -> None:
 
 def drawn(split: Split, detections: Path, picture: int, choice: Choice) -> drawing.Drawn:
     truth = read_ground_truth(split.annotations)
-    pictures = visualize._Pictures(truth, split, choice.positions(truth))
+    pictures = visualize.Pictures(truth, split, choice.positions(truth))
     pictures.read_detections(detections, [picture], 0.5)
     return pictures.drawn(PictureScore(picture, 1, 1, 0), "worst: ")
 
@@ -251,7 +251,7 @@ def test_a_shape_is_outlined_in_its_buckets_colour_and_nothing_of_it_hidden(
     bucket: str, verdict: drawing.Verdict
 ) -> None:
     image = Image.new("RGB", (WIDTH, HEIGHT), (GREY, GREY, GREY))
-    panel = np.asarray(drawing._panel(image, [shape(verdict, bucket)], [], drawing.PANEL, tags=True))
+    panel = np.asarray(drawing.draw_panel(image, [shape(verdict, bucket)], [], drawing.PANEL, tags=True))
     scale = drawing.PANEL / WIDTH
     top, left = drawing.MARGIN + round(10 * scale), drawing.MARGIN + round(50 * scale)
     inside = panel[top + 2 : top + 90, left + 2 : left + 90].reshape(-1, 3)

@@ -53,10 +53,10 @@ def side_by_side(drawn: Drawn, threshold: float) -> Image.Image:
     objects = sorted(drawn.objects, key=lambda shape: (shape.verdict == "found", -int(shape.mask.sum())))
     detections = sorted(drawn.detections, key=lambda shape: -(shape.score or 0))
     panels = [
-        (f"annotated: {len(objects)}", _panel(drawn.image, objects, drawn.others, PANEL, tags=True), objects),
+        (f"annotated: {len(objects)}", draw_panel(drawn.image, objects, drawn.others, PANEL, tags=True), objects),
         (
             f"detected: {len(detections)}, score from {threshold:.2f}",
-            _panel(drawn.image, detections, [], PANEL, tags=True),
+            draw_panel(drawn.image, detections, [], PANEL, tags=True),
             detections,
         ),
     ]
@@ -64,7 +64,7 @@ def side_by_side(drawn: Drawn, threshold: float) -> Image.Image:
     blocks = [
         _stack([_line(heading, width, bold=True), panel, _list(shapes, width)]) for heading, panel, shapes in panels
     ]
-    body = _row(blocks)
+    body = in_a_row(blocks)
     return _stack([_line(drawn.title, body.width, size=18, bold=True), body, _legend(body.width)], border=12)
 
 
@@ -77,18 +77,20 @@ def contact_sheet(groups: Sequence[tuple[str, Sequence[Drawn]]]) -> Image.Image:
     for heading, pictures in groups:
         cells = []
         for drawn in pictures:
-            objects = _panel(drawn.image, drawn.objects, drawn.others, size)
-            pair = _row([objects, _panel(drawn.image, drawn.detections, [], size)], gap=4)
+            objects = draw_panel(drawn.image, drawn.objects, drawn.others, size)
+            pair = in_a_row([objects, draw_panel(drawn.image, drawn.detections, [], size)], gap=4)
             cells.append(_stack([_line(drawn.title, pair.width, size=13), pair], gap=2))
         rows.append(_line(heading, width, size=18, bold=True))
-        rows += [_row(cells[start : start + columns], gap=gap) for start in range(0, len(cells), columns)]
+        rows += [in_a_row(cells[start : start + columns], gap=gap) for start in range(0, len(cells), columns)]
     return _stack([*rows, _legend(max(width, 700))], border=12, gap=10)
 
 
 # ------------------------------------------------------------------------------------------------------------ a panel
 
 
-def _panel(image: Image.Image, shapes: list[Shape], others: list[Shape], size: int, tags: bool = False) -> Image.Image:
+def draw_panel(
+    image: Image.Image, shapes: list[Shape], others: list[Shape], size: int, tags: bool = False
+) -> Image.Image:
     """The picture with its longer side `size` pixels, in the middle of a square, with shapes on it."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -290,7 +292,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[bold], size)
 
 
-def _row(images: Sequence[Image.Image], gap: int = 12) -> Image.Image:
+def in_a_row(images: Sequence[Image.Image], gap: int = 12) -> Image.Image:
     """Side by side, their upper edges in a line."""
     return _joined(images, gap, 0, down=False)
 

@@ -75,7 +75,7 @@ def visualize(split: Split, detections_file: Path, output: Path, choice: Choice,
     others = [score for score in ranking.pictures if score not in worst]
     groups = {"worst": worst, "best": sorted(others, key=lambda score: score.is_better)[:count]}
     drawn_pictures = [score.picture for scores in groups.values() for score in scores]
-    pictures = _Pictures(truth, split, chosen)
+    pictures = Pictures(truth, split, chosen)
     pictures.read_detections(detections_file, drawn_pictures, ranking.threshold)
 
     try:
@@ -121,7 +121,7 @@ class _File(Struct, gc=False):
     images: list[FileImage]
 
 
-class _Pictures:
+class Pictures:
     """What is drawn of the pictures of a split."""
 
     def __init__(self, truth: GroundTruth, split: Split, chosen: Collection[int]) -> None:

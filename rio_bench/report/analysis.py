@@ -29,7 +29,7 @@ from rio_bench.datasets.lvis import (
     without_garbage_collection,
 )
 from rio_bench.errors import UserError
-from rio_bench.plan import _method_labels
+from rio_bench.plan import method_labels
 from rio_bench.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def analyze(configs: Sequence[RunConfig]) -> list[Analysis]:
     Raises UserError for a data set that is not there, and for a strategy that breaks its contract.
     """
     distinct = _distinct(configs)
-    label = _method_labels(distinct)
+    label = method_labels(distinct)
     by_dataset: dict[str | Dataset, dict[str, RunConfig]] = {}
     for config in distinct:
         by_dataset.setdefault(config.dataset, {})[label(config)] = config

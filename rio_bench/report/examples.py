@@ -116,14 +116,14 @@ def _pictures(
     split: Split, truth: GroundTruth, categories: Sequence[int], bucket: str, methods: list[_Method]
 ) -> list[Picture]:
     """The best and the worst picture of the last method, each by all methods."""
-    from rio_bench.detection.visualize import _Pictures
+    from rio_bench.detection.visualize import Pictures
 
     scores = [score for score in methods[-1].ranking.pictures if score.found + score.missed]
     best, worst = min(scores, key=lambda score: score.is_better), min(scores, key=lambda score: score.is_worse)
     chosen = {"best": best.picture} | ({"worst": worst.picture} if worst.picture != best.picture else {})
     drawn: dict[tuple[str, str], Picture] = {}
     for method in methods:
-        pictures = _Pictures(truth, split, categories)
+        pictures = Pictures(truth, split, categories)
         pictures.read_detections(method.file, chosen.values(), method.ranking.threshold)
         of_picture = {score.picture: score for score in method.ranking.pictures}
         for which, picture in chosen.items():
@@ -133,16 +133,16 @@ def _pictures(
 
 
 def _encoded(drawn: Drawn) -> Picture:
-    from rio_bench.detection.drawing import _panel, _row
+    from rio_bench.detection.drawing import draw_panel, in_a_row
 
     height = round(drawn.image.height * PANEL / max(drawn.image.size))
     width = round(drawn.image.width * PANEL / max(drawn.image.size))
     left, upper = (PANEL - width) // 2, (PANEL - height) // 2  # a panel is a square with the picture in its middle
     panels = [
-        _panel(drawn.image, shapes, others, PANEL).crop((left, upper, left + width, upper + height))
+        draw_panel(drawn.image, shapes, others, PANEL).crop((left, upper, left + width, upper + height))
         for shapes, others in ((drawn.objects, drawn.others), (drawn.detections, []))
     ]
-    image = _row(panels, gap=4)
+    image = in_a_row(panels, gap=4)
     found = sorted(drawn.detections, key=lambda shape: -(shape.score or 0.0))
     told = [f"{shape.name} {shape.score or 0.0:.2f} ({shape.verdict})" for shape in found[:MOST_TOLD]]
     if len(found) > MOST_TOLD:
