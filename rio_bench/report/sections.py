@@ -253,14 +253,11 @@ def cost_section(material: Material) -> Section:
         return section
     names = [material.labels[cell] for cell in finished]
 
-    def mean(cell: Result, values: Sequence[float]) -> float:
-        return mean_of(values) or 0.0
-
     parts = {
-        part: [mean(cell, [record.seconds[part] / 60 for record in cell.records]) for cell in finished]  # type: ignore[literal-required]
+        part: [mean_of(record.seconds[part] / 60 for record in cell.records) or 0.0 for cell in finished]  # type: ignore[literal-required]
         for part in ("train", "evaluate")
     }
-    memory = [mean(cell, [record.peak_memory_bytes / 2**30 for record in cell.records]) for cell in finished]
+    memory = [mean_of(record.peak_memory_bytes / 2**30 for record in cell.records) or 0.0 for cell in finished]
     section.charts = [
         Chart("Wall time of a run, mean over seeds", figures.bars(names, parts, "minutes", "minutes")),
         Chart("Peak memory of a run, mean over seeds", figures.bars(names, {"memory": memory}, "GiB", "GiB")),
