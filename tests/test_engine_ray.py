@@ -177,10 +177,14 @@ def test_what_the_cluster_cannot_do_is_told(
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(UserError, match="--engine ray: RAY_ADDRESS=nonsense: Invalid address"):
         make_engine()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UserError, match="--engine ray: RAY_ADDRESS=127.0.0.1:9: .*Connection refused"):
+        make_engine()
 
 
 def test_a_node_without_the_result_folder_is_told(make_engine: Callable[..., engines.Engine], tmp_path: Path) -> None:
-    from rio_bench.engines.ray import RayJob, WorkerActor
+    from rio_bench.engines.ray import RayJob
+    from rio_bench.engines.ray_node import WorkerActor
 
     make_engine()
     with open(tmp_path / "log", "w") as log:

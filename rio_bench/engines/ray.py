@@ -6,13 +6,10 @@ node, or with the harness. RAY_ADDRESS names the cluster; else Ray takes one tha
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,8 @@ import ray
 from rio_bench import engines
 from rio_bench.attempts import LOST
 from rio_bench.config import Execution
-from rio_bench.engines.local import MEMORY_PER_RUN, environment_of_workers
+from rio_bench.engines.local import MEMORY_PER_RUN
+from rio_bench.engines.ray_node import WorkerActor
 from rio_bench.errors import UserError
 from rio_bench.processes import BAD_INPUT
 from rio_bench.records import RunFolder
@@ -29,31 +27,6 @@ from rio_bench.records import RunFolder
 PASSED_ON = ("RIO_BENCH_CACHE", "DETECTRON2_DATASETS")  # a node's environment is not the harness's
 # Ray would kill a worker when its actor ends, with the harness; it has its own way to end, with a checkpoint.
 ACTORS_ENVIRONMENT = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
-
-
-class WorkerActor:
-    """On a node: the worker's process. Its methods are coroutines, so that `send` gets through while `wait` waits."""
-
-    async def start(self, command: list[str], log: Path, settings: dict[str, str]) -> tuple[str, int]:
-        """Returns the node's name and the number of the process. OSError where a path is not there on this node."""
-        tied = [sys.executable, "-m", "rio_bench.engines.tied", str(os.getpid()), *command]
-        with environment_of_workers(1), open(log, "ab") as output:
-            environment = {**os.environ, **settings}
-            self._process = subprocess.Popen(
-                tied, stdout=output, stderr=output, env=environment, start_new_session=True
-            )
-        return socket.gethostname(), self._process.pid
-
-    async def wait(self) -> int:
-        """Returns the exit status, or minus the signal."""
-        while (code := self._process.poll()) is None:
-            await asyncio.sleep(0.1)
-        return code
-
-    async def send(self, number: int) -> None:
-        """SIGKILL goes to the worker and its children; any other signal to the worker, which ends them itself."""
-        if self._process.poll() is None:
-            (os.killpg if number == signal.SIGKILL else os.kill)(self._process.pid, number)
 
 
 class RayJob:
@@ -130,11 +103,15 @@ class RayEngine:
 
 def join_cluster() -> None:
     """Connect to the cluster that Ray finds, or start one on this machine; without Ray's own lines."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     ray._private.worker._worker_logs_enabled = False  # what it tells of lost nodes knows no public switch
     try:
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for many minutes
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"--engine ray: RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"--engine ray: RAY_ADDRESS={address}: {error}") from error
 
 
 def nodes() -> list[dict[str, float]]:
