@@ -25,7 +25,7 @@ def command(
     worker = [str(Path(__file__).with_name("cluster_worker.py")), *worker_arguments(folder, device, weights)]
     if not launcher:
         return [sys.executable, *worker]
-    return [sys.executable, "-m", "torch.distributed.run", *launcher, f"--nproc-per-node={processes}", *worker]
+    return [sys.executable, "-m", "rio_bench.engines.launch", *launcher, f"--nproc-per-node={processes}", *worker]
 
 
 def events(root: Path, event: str) -> list[dict]:
