@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The fork server, or the connection to a cluster, was lost: Python tells it by this status.
 LOST = 255
-ERROR_LINE = re.compile(r"(error: |[\w.]*(Error|Exception)\b)")
+ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 def may_be_mended(code: int) -> bool:
@@ -59,8 +59,10 @@ def exit_cause(code: int, took: str, log: str) -> str:
 
 
 def last_error(log: str) -> str:
-    errors = [line.strip() for line in log.splitlines() if ERROR_LINE.match(line.strip())]
-    return errors[-1] if errors else ""
+    """The worker's own last word on what failed, or else the last line that looks like an exception's."""
+    lines = [line.strip() for line in log.splitlines()]
+    told = [line for line in lines if line.startswith("error: ")] or [line for line in lines if ERROR_LINE.match(line)]
+    return told[-1] if told else ""
 
 
 def last_line(log: str) -> str:
