@@ -22,7 +22,11 @@ from rio_bench.records import RunFolder
     [
         (2, "loading\nerror: weights: no such file\n", "exit status 2 after 0:01:05: weights: no such file"),
         (1, "Traceback:\ntorch.MyError: CUDA\nbye\n", "exit status 1 after 0:01:05: torch.MyError: CUDA"),
-        (75, "error: the network is gone\nmodule.ChildFailedError: \n", "exit status 75 after 0:01:05: the network is gone"),
+        (
+            75,
+            "error: the network is gone\nmodule.ChildFailedError: \n",
+            "exit status 75 after 0:01:05: the network is gone",
+        ),
         (3, "last words\n\n", "exit status 3 after 0:01:05: last words"),
         (1, "", "exit status 1 after 0:01:05"),
         (-9, "training\n", "killed by SIGKILL after 0:01:05: out of memory?"),
