@@ -203,7 +203,7 @@ def test_csv_is_a_row_a_cell(folder: Folder) -> None:
     assert rio["Identities"].split() == [run.identity for run in folder.planned[2:4]]
     text = render(folder.results, "md", metric="AP.b.r")
     assert "(+9.0 [9.0, 9.0] †)" in text
-    assert "(rare 10) and the seeds (2). †: it stands after Holm's correction over the table's 1 intervals." in text
+    assert "(rare 10) and the seeds (2), widened to a t test's over the seeds' means. †: it stands after Holm's" in text
 
 
 def hash_of(name: str) -> int:

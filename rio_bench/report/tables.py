@@ -280,9 +280,11 @@ def _about_differences(
         for (_, column), interval in found.items():
             numbers.setdefault(BUCKET_NAMES[METRICS[column][1]], []).append(interval.categories)
         over = ", ".join(f"{bucket} {_range(of_bucket)}" for bucket, of_bucket in numbers.items())
+        seeds = [interval.seeds for interval in found.values()]
+        t_test = ", widened to a t test's over the seeds' means" if max(seeds) > 1 else ""
         told.append(
             f"In brackets: its 95 % interval, by bootstrap over the bucket's categories ({over}) and the seeds"
-            f" ({_range(interval.seeds for interval in found.values())}). {STANDS}: it stands after Holm's correction"
+            f" ({_range(seeds)}){t_test}. {STANDS}: it stands after Holm's correction"
             f" over the table's {len(found)} intervals."
         )
     if len(found) < len(differing):
