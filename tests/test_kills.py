@@ -20,7 +20,7 @@ from rio_bench.report.cells import compare
 from rio_bench.report.leaderboard import leaderboard
 
 KILLS = 50
-RUNS = 40
+RUNS = 60
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
 
 # A harness in a process of its own: HARNESS ROOT
@@ -56,17 +56,19 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     assert start(undisturbed).wait() == 0
 
     victims = chance.choices(["harness", "worker", "both"], k=KILLS)
-    harness = start(disturbed)
+    harness, killed = start(disturbed), 0
     for victim in victims:
-        # A harness is killed while it starts, too; the moments of the rest are random within their work.
+        # A harness is killed while it starts, too; a worker at random moments of its work.
+        time.sleep(chance.uniform(0, 0.3))
         at_start = victim == "harness" and chance.random() < 0.3
         while not at_start and not (running := workers(disturbed)):
-            assert harness.poll() is None, "all runs were done: take more of them"
+            if harness.poll() is not None:
+                break  # all runs are done: the kills that are left have nobody
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.3))
-        if victim != "harness":
+        if victim != "harness" and not at_start and running:
             with contextlib.suppress(ProcessLookupError):  # it ended by itself in between
                 os.kill(chance.choice(running), signal.SIGKILL)
+            killed += 1
         if victim != "worker":
             harness.kill()
             harness.wait()
@@ -76,8 +78,9 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     tables = [leaderboard(compare(ResultFolder(root))) for root in (undisturbed, disturbed)]
     assert len(tables[0]) > 0
     assert tables[0].equals(tables[1])
+    assert killed > KILLS / 3  # most of the two thirds that are aimed at workers
     attempts = [RunFolder(path).read_attempts() for path in (disturbed / "runs").iterdir()]
-    assert sum(attempt.signal == "SIGKILL" for of_run in attempts for attempt in of_run) > 5
+    assert any(attempt.signal == "SIGKILL" for of_run in attempts for attempt in of_run)
     assert not any(RunFolder(path).is_worked_on() for path in (disturbed / "runs").iterdir())
 
 
