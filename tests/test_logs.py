@@ -111,11 +111,16 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def heed_ctrl_c() -> None:
+    """A shell's background jobs ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def following(folder: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
     """`logs -f` of a run that has not begun, in a process of its own."""
     command = [sys.executable, "-m", "rio_bench", "logs", "-f", NAMES[1], "--results", str(folder.path.parents[2])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c) as process:
         try:
             assert process.stderr is not None
             assert process.stderr.readline() == f"{NAMES[1]}: has not begun: waiting for it\n".encode()
