@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,24 +120,13 @@ def lock_of(folder: RunFolder, device: str) -> Iterator[FileLock | bool | None]:
             lock.release()
 
 
-@contextlib.contextmanager
-def processes_joined(device: str) -> Iterator[None]:
+def processes_joined(device: str) -> contextlib.AbstractContextManager[None]:
     """The processes of a run that torch's launcher started know each other while the block lasts."""
     if number_of_processes() == 1:
-        yield
-        return
-    import torch
-    from detectron2.utils import comm
+        return contextlib.nullcontext()
+    from rio_bench.detection import distributed
 
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # The others wait for the first one's evaluation, which takes longer than the default of ten minutes on LVIS.
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=2))
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+    return distributed.processes_joined(device)
 
 
 def do_run(folder: RunFolder, device: str, initial_weights: Path | None, stop: StopRequest) -> None:
