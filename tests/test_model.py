@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -94,3 +96,20 @@ def test_the_steps_of_the_learning_rate_keep_their_share_of_a_schedule() -> None
     assert (cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (1e-4, 300)
     longer = RunConfig(dataset="lvis_v1", backbone="R50-FPN", strategy="rio", iterations=180_000)
     assert build_cfg(longer, NUM_CLASSES, "cpu").SOLVER.STEPS == (120_000, 160_000)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"cls_score_w": np.zeros(())}, "cls_score_w, of shape [], is no tensor of Caffe2's"),
+        ({"conv1_w": np.zeros(2), "conv1.w": np.zeros(2)}, "conv1_w and conv1.w mean the same tensor"),
+    ],
+)
+def test_names_that_detectron2_cannot_place_are_refused_in_a_line(
+    names: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "R-50.pkl"
+    weights.write_bytes(pickle.dumps({"blobs": names}))
+    with pytest.raises(UserError) as told:
+        built(weights=str(weights))
+    assert f"weights: {weights}: {message}" in str(told.value) and "\n" not in str(told.value)

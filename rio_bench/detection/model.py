@@ -15,7 +15,8 @@ from rio_bench.config import RunConfig
 from rio_bench.datasets.frequency import Frequency
 from rio_bench.detection import roi_heads  # noqa: F401  (registers ResamplingROIHeads)
 from rio_bench.detection.classifier import use_classifier
-from rio_bench.detection.weights import BACKBONE, read_weights
+from rio_bench.detection.weight_files import read_weights
+from rio_bench.detection.weights import BACKBONE, named_as
 from rio_bench.errors import UserError
 
 
@@ -43,14 +44,12 @@ def load_backbone_weights(model: nn.Module, path: str) -> None:
     """Load ImageNet weights of the backbone. Names are matched by their ends, as for Detectron2's own .pkl files.
 
     Raises:
-        UserError: the file cannot be read or would run code, or a tensor of the backbone is missing or of another
-            shape.
+        UserError: the file cannot be read or would run code, a name of it is ambiguous, or a tensor of the backbone
+            is missing or of another shape.
     """
     checkpoint = read_weights(Path(path)) | {"matching_heuristics": True}
-    try:
-        problems = DetectionCheckpointer(model)._load_model(checkpoint)
-    except (AssertionError, ValueError) as error:  # two names of the file that mean the same tensor
-        raise UserError(f"weights: {path}: not a file of weights: {error}") from error
+    given = named_as(model.state_dict(), checkpoint, Path(path))
+    problems = DetectionCheckpointer(model)._load_model({"model": given})
     unfit = [*problems.missing_keys, *(name for name, *_ in problems.incorrect_shapes)]
     unfit = [name for name in unfit if name.startswith(BACKBONE)]
     if unfit:

@@ -1,20 +1,17 @@
-"""Files of weights from elsewhere: read without running code in them, refused in a line where they do not fit."""
+"""Weights from elsewhere loaded into a detector, or refused in a line where they do not fit it."""
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts, convert_c2_detectron_names
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from rio_bench.detection.weight_files import read_weights, reason_of, shown
 from rio_bench.errors import UserError
 
 # What a file's tensors may be called, or the model's, without meaning anything for what is detected
@@ -32,100 +29,6 @@ ENTRIES_OF_TRAINING = frozenset(
 )
 SCORES = "roi_heads.box_predictor.cls_score."
 BACKBONE = "backbone.bottom_up."
-NUMBERS = re.compile(r"[<>=|]?[biuf]\d+")  # numpy's codes of real numbers and truth values
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """A checkpoint as Detectron2's checkpointer takes it: "model", a dict of tensors or arrays by name, and the rest.
-
-    ``.pkl`` files hold numpy arrays, by Detectron2's names or Caffe2's ("__author__" is then "Caffe2"); others are
-    torch's. Only tensors, arrays and plain values are read. Raises UserError, one line, where the file cannot be read,
-    would run code, or is no checkpoint.
-    """
-    try:
-        is_pickle = path.suffix == ".pkl" and not zipfile.is_zipfile(path)
-        content = _read_arrays(path) if is_pickle else torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"weights: {path}: {error.strerror or error}") from error
-    except Exception as error:  # whatever torch or pickle make of a file that is no checkpoint
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        if called:
-            raise UserError(_refusal(path, called[1])) from error
-        told = str(error).strip().partition("\n")[0]
-        raise UserError(f"weights: {path}: not a file of weights: {type(error).__name__}: {told}") from error
-    return _as_checkpoint(content, path, is_pickle)
-
-
-def _as_checkpoint(content: Any, path: Path, is_pickle: bool) -> dict[str, Any]:
-    """As Detectron2's checkpointer does: a .pkl file without an author, and names of its own, is Caffe2's."""
-    if not isinstance(content, dict):
-        raise UserError(f"weights: {path}: not a file of weights: expected a dict, got {type(content).__name__}")
-    if is_pickle and not ("model" in content and "__author__" in content):
-        blobs = content.get("blobs", content)
-        if not isinstance(blobs, dict):
-            raise UserError(f"weights: {path}: not a file of weights: its blobs are {type(blobs).__name__}")
-        names = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
-        content = {"model": names, "__author__": "Caffe2", "matching_heuristics": True}
-    elif "model" not in content:
-        content = {"model": content}
-    tensors = content["model"]
-    if not isinstance(tensors, dict) or not tensors:
-        raise UserError(f"weights: {path}: not a file of weights: expected tensors by name")
-    for name, value in tensors.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray):
-            raise UserError(
-                f"weights: {path}: not a file of weights: expected tensors by name, {name!r} is {type(value).__name__}"
-            )
-    return content
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, texts, numbers and numpy arrays of numbers. All else, as any call, is refused (UserError)."""
-
-    def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="latin1")  # those of the model zoo were written by Python 2
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ADMITTED[module.replace("numpy._core.", "numpy.core."), name]
-        except KeyError:
-            raise UserError(_refusal(self._path, f"{module}.{name}")) from None
-
-
-def _read_arrays(path: Path) -> Any:
-    with path.open("rb") as file:
-        return ArrayUnpickler(file, path).load()
-
-
-def _refusal(path: Path, called: str) -> str:
-    return f"weights: {path}: refused: reading it would call {called}: expected tensors, arrays and plain values alone"
-
-
-def _number_type(code: str, *_: Any) -> np.dtype:
-    if not NUMBERS.fullmatch(code):
-        raise ValueError(f"an array of type {code!r}: expected numbers")
-    return np.dtype(code)
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the older pickle protocols."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes as {encoding!r}: expected latin1")
-    return text.encode("latin1")
-
-
-# What numpy arrays are pickled with, by numpy 1 and 2, Python 2 and 3
-ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy.core.numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _number_type,
-    ("_codecs", "encode"): _bytes,
-    ("collections", "OrderedDict"): OrderedDict,
-}
 
 
 def load_detector(model: nn.Module, path: Path, backbone: str) -> str:
@@ -146,7 +49,7 @@ def load_detector(model: nn.Module, path: Path, backbone: str) -> str:
     """
     checkpoint = read_weights(path)
     own = model.state_dict()
-    given = _named_as(own, checkpoint)
+    given = named_as(own, checkpoint, path)
     buffers = dict(model.named_buffers())
     misfits = {name: "is missing" for name in own.keys() - given.keys() - _without_statistics(model, checkpoint)}
     misfits |= {name: "is not of this model" for name in given.keys() - own.keys()}
@@ -156,17 +59,19 @@ def load_detector(model: nn.Module, path: Path, backbone: str) -> str:
             misfits[name] = f"is {list(given[name].shape)}, expected {list(own[name].shape)}"
     if misfits:
         raise UserError(f"weights: {path}: {_why(misfits, given, own, backbone)}")
-    for name in ("pixel_mean", "pixel_std"):
-        if name in given and not torch.allclose(given[name].flatten().float().cpu(), buffers[name].flatten().cpu()):
+    for name in sorted(given.keys() & {"pixel_mean", "pixel_std"}):
+        values, recipes = given[name], buffers[name].flatten().cpu()
+        if values.numel() != recipes.numel():
+            raise UserError(f"weights: {path}: {name} is {list(values.shape)}, expected {len(recipes)} numbers")
+        if not torch.allclose(values.flatten().float(), recipes):
             raise UserError(
-                f"weights: {path}: {name} is {given[name].flatten().tolist()}, the recipe's is "
-                f"{buffers[name].flatten().tolist()}"
+                f"weights: {path}: {name} is {values.flatten().tolist()}, the recipe's is {recipes.tolist()}"
             )
     loaded = {name: given[name] for name in given if harmless(name) is None}
     model.load_state_dict(loaded, strict=False)
     left_out = [told for pattern, told in HARMLESS if any(re.match(pattern, name) for name in given)]
     other = sorted(checkpoint.keys() - {"model"} - ENTRIES_OF_TRAINING)
-    left_out += [f"the entries {', '.join(other)}"] if other else []
+    left_out += [shown(f"the entries {', '.join(other)}")] if other else []
     return f"{path}: {len(loaded)} tensors loaded" + (f"; left out: {'; '.join(left_out)}" if left_out else "")
 
 
@@ -175,17 +80,47 @@ def harmless(name: str) -> str | None:
     return next((told for pattern, told in HARMLESS if re.match(pattern, name)), None)
 
 
-def _named_as(own: dict[str, Tensor], checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """A checkpoint's tensors by the model's names, as far as they are known."""
+def named_as(own: dict[str, Tensor], checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by the model's names, as far as they are known. UserError where a name is ambiguous."""
     given = {name: torch.as_tensor(value) for name, value in checkpoint["model"].items()}
     if all(name.startswith("module.") for name in given):  # of a model within DistributedDataParallel
         given = {name.removeprefix("module."): value for name, value in given.items()}
     old_names = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
     for old, new in old_names.items():
         given = {(name.removesuffix(old) + new if name.endswith(old) else name): given[name] for name in given}
-    if checkpoint.get("matching_heuristics"):
-        given = align_and_update_state_dicts(own, given, c2_conversion=checkpoint.get("__author__") == "Caffe2")
-    return given
+    if checkpoint.get("matching_heuristics") is not True:
+        return given
+    if checkpoint.get("__author__") == "Caffe2":
+        given = _from_caffe2(given, path)
+    return _aligned(own, given, path)
+
+
+def _from_caffe2(given: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Caffe2's names and order of classes as Detectron2's; UserError names the tensor at which Detectron2 fails."""
+    try:
+        return convert_c2_detectron_names(given)[0]
+    except Exception:
+        renamed: dict[str, str] = {}
+        for name, value in given.items():
+            try:
+                (new,) = convert_c2_detectron_names({name: value})[0]
+            except Exception as error:
+                told = f"{shown(name)}, of shape {list(value.shape)}, is no tensor of Caffe2's: {reason_of(error)}"
+                raise UserError(f"weights: {path}: {told}") from error
+            if renamed.setdefault(new, name) != name:
+                told = f"{shown(renamed[new])} and {shown(name)} mean the same tensor"
+                raise UserError(f"weights: {path}: {told}") from None
+        raise
+
+
+def _aligned(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors by those names of the model that end in theirs, as in Detectron2; UserError where one may be two."""
+    means: dict[str, str] = {}
+    for name in own:
+        short = max((end for end in given if name == end or name.endswith(f".{end}")), key=len, default=None)
+        if short and own[name].shape == given[short].shape and means.setdefault(short, name) != name:
+            raise UserError(f"weights: {path}: {short} may be {means[short]} or {name}: expected a longer name")
+    return align_and_update_state_dicts(own, given, c2_conversion=False)
 
 
 def _without_statistics(model: nn.Module, checkpoint: dict[str, Any]) -> set[str]:
@@ -199,14 +134,15 @@ def _without_statistics(model: nn.Module, checkpoint: dict[str, Any]) -> set[str
 def _why(misfits: dict[str, str], given: dict[str, Tensor], own: dict[str, Tensor], backbone: str) -> str:
     """What a user has to know of tensors that do not fit."""
     if not any(name.startswith("roi_heads.") for name in given):
-        return f"holds no detector: has no roi_heads, but {min(given)} and the like"
-    kinds = ["linear" if f"{SCORES}weight" in state else "cosine" for state in (given, own)]
-    if kinds[0] != kinds[1]:
+        return f"holds no detector: has no roi_heads, but {shown(min(given))} and the like"
+    shapes = [{name: value.shape for name, value in state.items() if name.startswith(SCORES)} for state in (given, own)]
+    kinds = ["linear" if f"{SCORES}weight" in of_state else "cosine" for of_state in shapes]
+    if all(shapes) and kinds[0] != kinds[1]:
         return f"has a {kinds[0]} classifier, the recipe a {kinds[1]} one"
-    sizes = [{len(value) for name, value in state.items() if name.startswith(SCORES)} for state in (given, own)]
+    sizes = [{shape[0] for shape in of_state.values() if shape and shape[0]} for of_state in shapes]
     if sizes[0] != sizes[1] and len(sizes[0]) == 1:
         return f"has {sizes[0].pop() - 1} categories, the recipe's data set {sizes[1].pop() - 1}"
     of_backbone = sorted(name for name in misfits if name.startswith(BACKBONE))
     first = (of_backbone or sorted(misfits))[0]
-    told = f"{first} {misfits[first]} ({len(misfits)} tensors in all)"
+    told = f"{shown(first)} {misfits[first]} ({len(misfits)} tensors in all)"
     return f"of another backbone than {backbone}: {told}" if of_backbone else f"does not fit the recipe: {told}"
