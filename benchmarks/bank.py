@@ -2,10 +2,11 @@
 
     python benchmarks/bank.py [--repeats 15] [--pictures 1 2 4 8 16] [--threads 2]
 
-One step is: sample, then push. A cell of the printed Markdown table is the median over interleaved repeats.
+One step is: sample, then push. A cell of the printed Markdown table is the median over interleaved repeats. As in a
+training, where a step's pictures pass through the caches between two steps, there are more batches than caches hold.
 - numpy: the bank as one numpy array a category, filled and read object by object, with a device-to-host copy for each.
 - torch: the same in vectorised torch operations, on the batch's device; it does not look for NaN, as ours does.
-- copy: the floor: the bytes that must move (the pushed rows and the replayed ones), copied to memory already there.
+- copy: the floor: the bytes that must move, row after row: replays to new memory, pushed rows to where they stay.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ FEATURE_DIM = 1024
 ROIS_PER_PICTURE = 512
 FOREGROUND_PER_PICTURE = 64
 OBJECTS_PER_PICTURE = 8  # 8 RoIs each
+NUM_BATCHES = 32  # of one picture each, they fill or read 31 MiB of the bank at v0.5
 
 
 @dataclass(frozen=True)
@@ -152,47 +154,59 @@ class TorchBank:
 
 
 class Copy:
-    """The floor: as many bytes as a step must move."""
+    """The floor: as many bytes as a step must move, each batch's lying elsewhere."""
 
-    def __init__(self, rows: int, device: str) -> None:
-        self.source = torch.randn(rows, FEATURE_DIM + 8, device=device)
-        self.target = torch.empty_like(self.source)
+    def __init__(self, replayed: int, pushed: int, device: str) -> None:
+        self.replays = torch.randn(NUM_BATCHES, replayed, FEATURE_DIM + 8, device=device)
+        self.pushes = torch.randn(NUM_BATCHES, pushed, FEATURE_DIM + 8, device=device)
+        self.slots = torch.empty_like(self.pushes)
+        self.steps = 0
 
-    def step(self, batch: Batch) -> None:
-        self.target.copy_(self.source)
+    def step(self, batch: Batch) -> Tensor:
+        i = self.steps % NUM_BATCHES
+        self.steps += 1
+        self.slots[i].copy_(self.pushes[i])
+        return self.replays[i].clone()
 
 
-def seconds_of_steps(step: Callable[[Batch], object], batches: list[Batch], steps: int) -> float:
-    """Seconds of one step, the mean of some that follow each other."""
+def seconds_of_steps(step: Callable[[Batch], object], batches: list[Batch]) -> float:
+    """Seconds of one step, the mean over the batches."""
     synchronize = torch.cuda.synchronize if batches[0].labels.is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
-    for i in range(steps):
-        step(batches[i % len(batches)])
+    for batch in batches:
+        step(batch)
     synchronize()
-    return (time.perf_counter() - start) / steps
+    return (time.perf_counter() - start) / len(batches)
+
+
+def replayed_alike(rivals: list[ExtensionBank | NumpyBank | TorchBank], batches: list[Batch]) -> float:
+    """Rows that a step replays, the mean over the batches; stops the program where the rivals do not agree on them."""
+    rows = []
+    for batch in batches:
+        first, *others = (rival.step(batch) for rival in rivals)
+        for other in others:
+            if not all(torch.equal(a, b) for a, b in zip(first, other, strict=True)):
+                raise SystemExit("the rivals do not replay the same rows")
+        rows.append(len(first.labels))
+    return statistics.mean(rows)
 
 
 def measure(setting: Setting, pictures: int, device: str, repeats: int) -> dict[str, float]:
     """Median seconds of a step of each rival, and the bytes that it must move."""
     torch.manual_seed(0)
-    batches = [make_batch(setting, pictures, device) for _ in range(2)]
+    batches = [make_batch(setting, pictures, device) for _ in range(NUM_BATCHES)]
     rivals = [bank(setting, device) for bank in (NumpyBank, TorchBank, ExtensionBank)]
     for _ in range(setting.capacity // 8 + 1):  # 8 RoIs an object: until the banks are full
-        results = [[rival.step(batch) for batch in batches] for rival in rivals]
-    for of_rival in results:
-        for result, expected in zip(of_rival, results[-1], strict=True):
-            if not all(torch.equal(a, b) for a, b in zip(result, expected, strict=True)):
-                raise SystemExit("the rivals do not replay the same rows")
-    replayed = statistics.mean(len(result.labels) for result in results[-1])
-    rows = round(replayed) + pictures * FOREGROUND_PER_PICTURE
-    timed = dict(zip(("numpy", "torch", "extension", "copy"), [*rivals, Copy(rows, device)], strict=True))
+        replayed = round(replayed_alike(rivals, batches))
+    pushed = pictures * FOREGROUND_PER_PICTURE
+    timed = dict(zip(("numpy", "torch", "extension", "copy"), [*rivals, Copy(replayed, pushed, device)], strict=True))
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, rival in timed.items():
-            seconds[name].append(seconds_of_steps(rival.step, batches, 2 if name == "numpy" else 20))
+            seconds[name].append(seconds_of_steps(rival.step, batches[:4] if name == "numpy" else batches))
     return {name: statistics.median(values) for name, values in seconds.items()} | {
-        "bytes": rows * (FEATURE_DIM + 8) * 4
+        "bytes": (replayed + pushed) * (FEATURE_DIM + 8) * 4
     }
 
 

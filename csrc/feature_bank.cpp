@@ -6,9 +6,17 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 #include <tuple>
+#include <type_traits>
 #include <vector>
+
+// Built a second time for AVX2; which of the two runs is chosen when the extension is loaded.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define RIO_BENCH_AVX2 __attribute__((target_clones("avx2", "default")))
+#else
+#define RIO_BENCH_AVX2
+#endif
 
 namespace rio_bench {
 namespace {
@@ -37,34 +45,54 @@ void check_pushed(const char* op, int64_t pushed, int64_t row) {
   TORCH_CHECK(pushed >= 0, op, ": pushed[", row, "] must not be negative, but is ", pushed);
 }
 
-// Whether all values are finite in the dtype they are stored in. Counts rather than stopping early: it vectorises.
-template <typename Source, typename Stored>
-bool all_finite(const Source* values, int64_t size) {
-  int32_t not_finite = 0;
+// The lowest bit of a dtype's exponent. Added to a value without its sign it carries into the sign's place exactly where
+// the exponent is all ones: infinity or NaN.
+template <typename Stored>
+constexpr auto kExponentBit = uint32_t{1} << 23;
+template <>
+constexpr auto kExponentBit<at::Half> = uint16_t{1 << 10};
+template <>
+constexpr auto kExponentBit<at::BFloat16> = uint16_t{1 << 7};
+
+// Whether all values, given as their bits, are finite. Gathers the carries rather than stopping early: it vectorises.
+template <typename Bits>
+RIO_BENCH_AVX2 bool all_finite_bits(const void* values, int64_t size, Bits exponent_bit) {
+  constexpr Bits kSign = Bits{1} << (8 * sizeof(Bits) - 1);
+  Bits carried = 0;
   for (int64_t i = 0; i < size; ++i) {
-    const float value = static_cast<float>(static_cast<Stored>(static_cast<float>(values[i])));
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    not_finite += (bits & 0x7f800000u) == 0x7f800000u;
+    Bits bits;
+    std::memcpy(&bits, static_cast<const char*>(values) + i * sizeof(Bits), sizeof(Bits));
+    carried |= static_cast<Bits>((bits & ~kSign) + exponent_bit);
   }
-  return not_finite == 0;
+  return (carried & kSign) == 0;
 }
 
+template <typename Stored>
+bool all_finite(const Stored* values, int64_t size) {
+  return all_finite_bits(values, size, kExponentBit<Stored>);
+}
+
+// The values in the dtype they are stored in: as they are, or converted into `converted`.
 template <typename Source, typename Stored>
-void store_row(const Source* from, Stored* to, int64_t size) {
+const Stored* as_stored(const Source* values, int64_t size, std::vector<Stored>& converted) {
   if constexpr (std::is_same_v<Source, Stored>) {
-    std::memcpy(to, from, size * sizeof(Stored));
+    return values;
   } else {
     for (int64_t i = 0; i < size; ++i) {
-      to[i] = static_cast<Stored>(static_cast<float>(from[i]));
+      converted[i] = static_cast<Stored>(static_cast<float>(values[i]));
     }
+    return converted.data();
   }
+}
+
+template <typename T>
+void copy_row(const T* from, T* to, int64_t size) {
+  std::memcpy(to, from, size * sizeof(T));
 }
 
 struct Push {
-  int64_t source;    // row of the batch
-  int64_t row;       // row of the bank
-  int64_t position;  // how many entries the row had been given before; -1: kept out
+  int64_t source;  // row of the batch
+  int64_t row;     // row of the bank
 };
 
 std::vector<Push> find_pushes(const Tensor& labels, const Tensor& category_to_row, const Tensor& pushed,
@@ -78,7 +106,7 @@ std::vector<Push> find_pushes(const Tensor& labels, const Tensor& category_to_ro
     const int64_t row = row_of_label("enqueue", label[n], n, row_of, shape);
     if (row >= 0 && (kept == nullptr || kept[n])) {
       check_pushed("enqueue", pushed_to[row], row);
-      pushes.push_back({n, row, 0});
+      pushes.push_back({n, row});
     }
   }
   return pushes;
@@ -91,7 +119,8 @@ void enqueue_cpu(const Tensor& features_bank, const Tensor& proposal_boxes_bank,
   const BankShape shape = check_enqueue(features_bank, proposal_boxes_bank, gt_boxes_bank, pushed, rejected, features,
                                         proposal_boxes, gt_boxes, labels, category_to_row, keep);
   const std::optional<Tensor> dense_keep = keep ? std::make_optional(keep->contiguous()) : std::nullopt;
-  std::vector<Push> pushes = find_pushes(labels.contiguous(), category_to_row.contiguous(), pushed, dense_keep, shape);
+  const std::vector<Push> pushes =
+      find_pushes(labels.contiguous(), category_to_row.contiguous(), pushed, dense_keep, shape);
   const Tensor dense_features = features.contiguous();
   const Tensor dense_proposal_boxes = proposal_boxes.contiguous();
   const Tensor dense_gt_boxes = gt_boxes.contiguous();
@@ -100,9 +129,10 @@ void enqueue_cpu(const Tensor& features_bank, const Tensor& proposal_boxes_bank,
   float* proposal_box_slot = proposal_boxes_bank.mutable_data_ptr<float>();
   float* gt_box_slot = gt_boxes_bank.mutable_data_ptr<float>();
   int64_t* pushed_to = pushed.mutable_data_ptr<int64_t>();
-  const int64_t num_pushes = static_cast<int64_t>(pushes.size());
   const int64_t dim = shape.feature_dim;
-  const int64_t task = rows_per_task(dim * features_bank.element_size());
+  const int64_t bytes = static_cast<int64_t>(pushes.size()) * dim * features_bank.element_size();
+  const int64_t tasks = std::clamp<int64_t>(bytes / kTaskBytes, 1, at::get_num_threads());
+  std::vector<int64_t> rejected_by_task(tasks, 0);
 
   with_feature_type(features.scalar_type(), [&](auto source_value) {
     with_feature_type(features_bank.scalar_type(), [&](auto stored_value) {
@@ -111,40 +141,32 @@ void enqueue_cpu(const Tensor& features_bank, const Tensor& proposal_boxes_bank,
       const Source* feature = dense_features.const_data_ptr<Source>();
       Stored* feature_slot = features_bank.mutable_data_ptr<Stored>();
 
-      at::parallel_for(0, num_pushes, task, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t n = pushes[i].source;
-          const bool finite = all_finite<Source, Stored>(feature + n * dim, dim) &&
-                              all_finite<float, float>(proposal_box + n * 4, 4) &&
-                              all_finite<float, float>(gt_box + n * 4, 4);
-          pushes[i].position = finite ? 0 : -1;
-        }
-      });
-      int64_t num_rejected = 0;
-      for (Push& push : pushes) {
-        if (push.position < 0) {
-          ++num_rejected;
-        } else {
-          push.position = pushed_to[push.row]++;
-        }
-      }
-      rejected.mutable_data_ptr<int64_t>()[0] += num_rejected;
-
-      // Of more pushes than the capacity only the newest are written, so no two threads write one slot.
-      at::parallel_for(0, num_pushes, task, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const Push& push = pushes[i];
-          if (push.position < 0 || push.position < pushed_to[push.row] - shape.capacity) {
+      // A bank row belongs to one task, which fills it in batch order: the result is that of one thread.
+      const auto fill_rows = [&](int64_t task) {
+        std::vector<Stored> converted(std::is_same_v<Source, Stored> ? 0 : dim);
+        for (const auto [n, row] : pushes) {
+          if (row % tasks != task) {
             continue;
           }
-          const int64_t slot = push.row * shape.capacity + push.position % shape.capacity;
-          store_row(feature + push.source * dim, feature_slot + slot * dim, dim);
-          store_row(proposal_box + push.source * 4, proposal_box_slot + slot * 4, 4);
-          store_row(gt_box + push.source * 4, gt_box_slot + slot * 4, 4);
+          const Stored* stored = as_stored(feature + n * dim, dim, converted);
+          if (!all_finite(stored, dim) || !all_finite(proposal_box + n * 4, 4) || !all_finite(gt_box + n * 4, 4)) {
+            ++rejected_by_task[task];
+            continue;
+          }
+          const int64_t slot = row * shape.capacity + pushed_to[row]++ % shape.capacity;
+          copy_row(stored, feature_slot + slot * dim, dim);
+          copy_row(proposal_box + n * 4, proposal_box_slot + slot * 4, 4);
+          copy_row(gt_box + n * 4, gt_box_slot + slot * 4, 4);
+        }
+      };
+      at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          fill_rows(task);
         }
       });
     });
   });
+  rejected.mutable_data_ptr<int64_t>()[0] += std::accumulate(rejected_by_task.begin(), rejected_by_task.end(), int64_t{0});
 }
 
 struct Replay {
@@ -199,7 +221,7 @@ std::vector<Replay> plan_sample(const char* op, const BankShape& shape, const Te
 
 // The replays, and rows of padding up to `rows`; what does not fit is left out.
 Replays gather(const Tensor& features_bank, const Tensor& proposal_boxes_bank, const Tensor& gt_boxes_bank,
-                     const std::vector<Replay>& replays, int64_t rows) {
+               const std::vector<Replay>& replays, int64_t rows) {
   const int64_t filled = std::min<int64_t>(rows, replays.size());
   const Tensor features = at::empty({rows, features_bank.size(2)}, features_bank.options());
   const Tensor labels = at::empty({rows}, features_bank.options().dtype(at::kLong));
@@ -219,8 +241,8 @@ Replays gather(const Tensor& features_bank, const Tensor& proposal_boxes_bank, c
     for (int64_t m = begin; m < end; ++m) {
       const Replay& replay = replays[m];
       std::memcpy(feature + m * row_bytes, feature_slot + replay.slot * row_bytes, row_bytes);
-      store_row(proposal_box_slot + replay.slot * 4, proposal_box + m * 4, 4);
-      store_row(gt_box_slot + replay.slot * 4, gt_box + m * 4, 4);
+      copy_row(proposal_box_slot + replay.slot * 4, proposal_box + m * 4, 4);
+      copy_row(gt_box_slot + replay.slot * 4, gt_box + m * 4, 4);
       label[m] = replay.category;
     }
   });
