@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from rio_bench.detection import compact, evaluation
+from rio_bench.detection import compact, evaluation, ground_truth
 from rio_bench.detection.detections import DetectionsWriter
 from rio_bench.errors import UserError
 from rio_bench.records import Metrics
@@ -463,6 +463,14 @@ SHORT_MASK = {"size": [20, 100], "counts": encode(np.ones((19, 100), dtype=np.ui
     [
         ({"segmentation": SMALL_MASK}, r"detection 2: its mask is of \(21, 100\) \(height, width\), its picture of"),
         ({"segmentation": SHORT_MASK}, "detection 2: the runs of its mask do not fill 20 x 100 pixels"),
+        (
+            {"segmentation": {"size": [20, 100], "counts": "é"}},
+            "detection 2: the runs of its mask do not fill 20 x 100",
+        ),
+        ({"segmentation": {"size": [20, 100], "counts": [-5, 2005]}}, "detection 2: the runs of its mask do not fill"),
+        ({"segmentation": {"size": [20, 100], "counts": [2**32]}}, "detection 2: the runs of its mask do not fill"),
+        ({"segmentation": [[0, 0, 5, 0, 5, 5, 0]]}, r"detection 2: a polygon .* odd number of coordinates \(7\)"),
+        ({"segmentation": [[0, 0, 1e9, 0, 5, 5]]}, r"detection 2: a polygon of its mask reaches to 1e\+09, far beyond"),
         ({"segmentation": None}, "detection 2: has no mask, and those before it have one"),
         ({"bbox": [0.0, 10.0, 10.0]}, r"detection 2: .*length 4, got 3 - at `\$.bbox`"),
         ({"bbox": None, "segmentation": [[0, 0, 5, 0, 5, 5]]}, "detection 2: has neither a bbox nor an RLE"),
@@ -476,6 +484,50 @@ def test_broken_detections_are_refused(tmp_path: Path, broken: dict, told: str) 
     path = write(tmp_path / "a.json", one_picture([(1, 0)]))
     with pytest.raises(UserError, match=f"detections.json.gz: {told}"):
         lvis_ap(path, [found(1, 0, 0.9), found(1, 0, 0.8) | broken, found(1, 0, 0.7)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (SHORT_MASK, "the runs of its mask do not fill 20 x 100 pixels"),
+        ({"size": [20, 100], "counts": ""}, "the runs of its mask do not fill 20 x 100 pixels"),
+        ({"size": [20, 100], "counts": "é"}, "the runs of its mask do not fill 20 x 100 pixels"),
+        ({"size": [20, 100], "counts": "oo"}, "the runs of its mask do not fill 20 x 100 pixels"),
+        ({"size": [20, 100], "counts": [5, -5, 2000]}, "the runs of its mask do not fill 20 x 100 pixels"),
+        ({"size": [0, 0], "counts": "000"}, "its mask: height 0 and width 0: expected at least 1 each"),
+        ({"size": [-20, -100], "counts": "0"}, "its mask: height -20 and width -100: expected at least 1 each"),
+        ({"size": [2**31, 2**31], "counts": "0"}, "its mask: height 2147483648 .* and 536,870,911 pixels at most"),
+        (SMALL_MASK, "the runs of its mask do not fill 21 x 100 pixels"),
+    ],
+)
+def test_a_box_is_not_taken_from_a_broken_mask(tmp_path: Path, mask: dict, told: str) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    detections = [found(1, 0, 0.9, bbox=None), found(2, 0, 0.8, bbox=None, segmentation=mask)]  # 2: not compared
+    with pytest.raises(UserError, match=f"detections.json.gz: detection 2: {told}"):
+        lvis_ap(path, detections)
+
+
+@pytest.mark.parametrize("runs_of_nothing", [[2000], [0, 0, 2000]])
+def test_the_box_of_an_empty_mask_has_no_area(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, runs_of_nothing: list[int]
+) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    empty = {"size": [20, 100], "counts": runs_of_nothing}
+    metrics = lvis_ap(path, [found(1, 0, 0.9, bbox=None), found(1, 0, 0.8, bbox=None, segmentation=empty)])
+    average = metrics["mask"].AP
+    assert average == pytest.approx(100)
+    told = "a box without an area: counted among an image's best, and then dropped"
+    assert [line for line in caplog.messages if "have a" in line] == [
+        f"detections.json.gz: 1 of 2 detections have {told}"
+    ]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_boxes_beyond_all_numbers_are_told_as_others_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.json", one_picture([(1, 0)]))
+    average = lvis_ap(path, [found(1, 0, 0.9), found(1, 0, 0.8, bbox=[1e308, 0, 1e308, 1e308])])["box"].AP
+    assert average == pytest.approx(100)
+    assert "1 of 2 detections have a box that reaches beyond its picture" in caplog.text
 
 
 def test_detections_of_another_data_set_are_refused(tmp_path: Path) -> None:
@@ -539,3 +591,103 @@ def test_unusable_annotation_files(tmp_path: Path) -> None:
     content["categories"][0]["name"] = "common"
     with pytest.raises(UserError, match="two categories are called 'common'"):
         lvis_ap(write(tmp_path / "b.json", content), [])
+
+
+FILLED = [0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (SMALL_MASK, r"its mask is of \(21, 100\) \(height, width\), its picture of \(20, 100\)"),
+        (SHORT_MASK, "the runs of its mask do not fill 20 x 100 pixels"),  # was compared for ever
+        ({"size": [20, 100], "counts": ""}, "the runs of its mask do not fill"),
+        ({"size": [20, 100], "counts": "é"}, "the runs of its mask do not fill"),
+        ({"size": [20, 100], "counts": "no mask"}, "the runs of its mask do not fill"),
+        ({"size": [20, 100], "counts": []}, "the runs of its mask do not fill"),
+        ({"size": [20, 100], "counts": [400, 10, 1589]}, "the runs of its mask do not fill"),
+        ({"size": [20, 100], "counts": [410, -10, 1600]}, "the runs of its mask do not fill"),
+        ({"size": [20, 100], "counts": [2**32, 2000]}, "the runs of its mask do not fill"),
+        ([FILLED[:-1]], r"a polygon of its mask has an odd number of coordinates \(7\)"),
+        ([FILLED, FILLED[:5]], "a polygon of its mask has fewer than three points"),
+        ([[*FILLED, 1e9, 0.0]], r"a polygon of its mask reaches to 1e\+09, far beyond 20 x 100 pixels"),
+    ],
+)
+def test_objects_with_broken_masks_are_refused(tmp_path: Path, mask: Any, told: str) -> None:
+    content = one_picture([(1, 0), (1, 20), (2, 40)])
+    content["annotations"][1]["segmentation"] = mask
+    with pytest.raises(UserError, match=f"a.json: annotation 2: {told}"):
+        lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9), found(1, 20, 0.8)])
+
+
+def test_a_broken_mask_is_found_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ground_truth, "MASKS_AT_A_TIME", 3)
+    content = one_picture([(1, 5 * n) for n in range(11)])
+    average = lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9)])["mask"].AP
+    assert average == pytest.approx(100 * 10 / 101)
+    content["annotations"][7]["segmentation"] = SHORT_MASK
+    with pytest.raises(UserError, match="annotation 8: the runs of its mask do not fill"):
+        lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9)])
+
+
+@pytest.mark.parametrize(
+    ("where", "broken", "told"),
+    [
+        ("images", {"height": 0}, "image 7: height 0 and width 100: expected at least 1 each"),
+        ("images", {"width": -100}, "image 7: height 20 and width -100: expected at least 1 each"),
+        ("images", {"width": 2**33}, "image 7: height 20 and width 8589934592: .* 536,870,911 pixels at most"),
+        ("images", {"id": 10**30}, r"Expected `int` <= .* `\$.images\[0\].id`"),
+        ("categories", {"id": 10**30}, r"Expected `int` <= .* `\$.categories\[0\].id`"),
+        ("annotations", {"bbox": [0.0, 0.0, 10.0]}, r"Expected `array` of length >= 4 .* `\$.annotations\[0\].bbox`"),
+        (
+            "annotations",
+            {"bbox": [10.0, 0.0, -10.0, 10.0]},
+            "annotation 1: its bbox is .*: expected .x, y, width, height. in pixels",
+        ),
+        (
+            "annotations",
+            {"bbox": [0.0, 0.0, 1e200, 1e200]},
+            "annotation 1: its bbox is .*, in or near its picture",
+        ),
+        ("annotations", {"bbox": [-1e308, 0.0, 9.0, 9.0]}, "annotation 1: its bbox is .*, in or near its picture"),
+    ],
+)
+def test_broken_annotations_are_refused(tmp_path: Path, where: str, broken: dict, told: str) -> None:
+    content = one_picture([(1, 0)])
+    content["annotations"][0]["segmentation"] = [FILLED]
+    content[where][0] |= broken
+    with pytest.raises(UserError, match=f"a.json: .*{told}"):
+        lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9)])
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [("images", "images .* 7"), ("categories", "categories .* 1"), ("annotations", "annotations .* 1")],
+)
+def test_an_id_that_is_there_twice_is_refused(tmp_path: Path, where: str, told: str) -> None:
+    content = one_picture([(1, 0)])
+    content[where].append(content[where][0] | {"name": "other"})
+    with pytest.raises(UserError, match=f"a.json: two {told}"):  # else the AP of what it names twice is 0
+        lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9)])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        encode(np.zeros((20, 100), dtype=np.uint8, order="F")),
+        [[value / 100 for value in FILLED]],  # shares of the picture instead of pixels
+        [[value + 500 for value in FILLED]],
+    ],
+    ids=["RLE", "shares", "outside"],
+)
+def test_objects_that_no_detection_can_meet_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mask: Any
+) -> None:
+    content = one_picture([(1, 0), (1, 20), (1, 40)])
+    content["annotations"][0]["segmentation"] = mask
+    content["annotations"][2]["bbox"][2] = 0.0
+    lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9)])
+    assert [line for line in caplog.messages if line.startswith("a.json")] == [
+        "a.json: 1 of 3 objects have an empty mask, which no detection can meet",
+        "a.json: 1 of 3 objects have a box without an area, which no detection can meet",
+    ]

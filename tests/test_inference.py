@@ -14,6 +14,7 @@ from pycocotools import mask as mask_utils
 
 from rio_bench.datasets.lvis import Category, LVISSplit
 from rio_bench.detection.inference import detect, encode_masks
+from rio_bench.errors import UserError
 
 
 class SameTwoObjects(torch.nn.Module):
@@ -72,11 +73,13 @@ def test_detect(split: LVISSplit, tmp_path: Path) -> None:
     assert mask_utils.area(results[1]["segmentation"]) == 0
 
 
-def test_a_detection_that_fails_leaves_no_file(split: LVISSplit, tmp_path: Path) -> None:
-    split.records[1]["file_name"] = str(tmp_path / "none.png")
-    with pytest.raises(FileNotFoundError):
+def test_a_broken_picture_is_told_and_leaves_no_file(split: LVISSplit, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_bytes((tmp_path / "red.png").read_bytes()[:50])
+    split.records[1]["file_name"] = str(torn)
+    with pytest.raises(UserError, match=f"^{torn}: the picture cannot be read"):
         detect(SameTwoObjects(), get_cfg(), split, "cpu", tmp_path / "detections.json.gz")
-    assert [path.name for path in tmp_path.iterdir()] == ["red.png"]
+    assert not list(tmp_path.glob("*detections*"))
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

@@ -172,6 +172,25 @@ def test_masks_are_polygons_or_run_lengths(folder: Path, capsys: pytest.CaptureF
     assert polygons == SQUARE
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [20, 20], "counts": [100, -20, 320]},
+        {"size": [20, 20], "counts": [2**32]},
+        {"size": [20, 20], "counts": [100, 200]},
+        {"size": [20, 20], "counts": []},
+        {"size": [-20, -20], "counts": [400]},
+        {"size": [10**30, 20], "counts": [2 * 10**31]},
+    ],
+)
+def test_broken_run_lengths_are_refused(folder: Path, mask: dict[str, Any]):
+    content = coco_file([(1, 1), (1, 3)])
+    content["annotations"][1]["segmentation"] = mask
+    dataset = write(folder, content, content)
+    with pytest.raises(UserError, match="train.json: annotation 2: the runs of its mask do not fill"):
+        datasets.load(dataset)
+
+
 def test_detectron2_trains_on_the_records(folder: Path):
     data = pytest.importorskip("detectron2.data")
     content = coco_file([(1, 1), (1, 3)])

@@ -127,15 +127,61 @@ def test_masks_are_compressed_from_any_form() -> None:
     assert rle.compressed([polygon], 12, 30) == expected
 
 
+CORNER = [1.0, 2.0, 9.0, 2.0, 9.0, 8.0]
+
+
 @pytest.mark.parametrize(
     ("mask", "told"),
     [
         (rle.Mask((30, 12), "1"), r"its mask is of \(30, 12\) \(height, width\), its picture of \(12, 30\)"),
-        ([[1.0, 2.0, 3.0, 4.0]], "a polygon of its mask has fewer than three points"),
+        (rle.Mask((-12, -30), "1"), r"its mask is of \(-12, -30\)"),
+        (rle.Mask((12, 30), "é"), "the runs of its mask do not fill 12 x 30 pixels"),
+        (rle.Mask((12, 30), []), "do not fill"),
+        (rle.Mask((12, 30), [100, 259]), "do not fill"),
+        (rle.Mask((12, 30), [100, -40, 300]), "do not fill"),
+        (rle.Mask((12, 30), [2**32, 360]), "do not fill"),
+        (rle.Mask((12, 30), [10**30]), "do not fill"),
         ([], "its mask has no polygon"),
-        (rle.Mask((12, 30), "é"), "ascii"),
+        ([[1.0, 2.0, 3.0, 4.0]], "a polygon of its mask has fewer than three points"),
+        ([CORNER, []], "a polygon of its mask has fewer than three points"),
+        ([[*CORNER, 5.0]], r"a polygon of its mask has an odd number of coordinates \(7\)"),
+        ([CORNER, [*CORNER, float("nan")] * 2], "a polygon of its mask reaches to nan, far beyond 12 x 30 pixels"),
+        ([[*CORNER, float("-inf"), 1.0]], "reaches to inf, far beyond"),
+        ([[*CORNER, 301.0, 1.0]], "reaches to 301, far beyond"),
+        ([[*CORNER, 1.0, -4e8]], r"reaches to 4e\+08, far beyond"),
+        ([[*CORNER, 1e300, 1.0]], r"reaches to 1e\+300, far beyond"),
     ],
 )
 def test_what_is_no_mask_of_the_picture(mask: rle.Mask | list, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         rle.compressed(mask, 12, 30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    polygons=st.lists(
+        st.lists(st.floats(-450, 450) | st.floats() | st.sampled_from([2.0**31, -(2.0**32)]), max_size=9), max_size=2
+    ),
+)
+def test_any_polygons_are_a_mask_or_refused(size: tuple[int, int], polygons: list[list[float]]) -> None:
+    try:
+        text = rle.compressed(polygons, *size)
+    except ValueError:
+        return
+    assert 0 <= areas([text], [size[0] * size[1]])[0] <= size[0] * size[1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 40), (23_000, 23_000), (1, rle.MOST_PIXELS)])
+def test_a_polygon_may_reach_far_beyond_its_picture(height: int, width: int) -> None:
+    rle.check_size(height, width)
+    far = float(rle.farthest(height, width))
+    text = rle.compressed([[-far, -far, far, -far, far, far, -far, far]], height, width)
+    assert areas([text], [height * width]) == [height * min(width, rle.FARTHEST)]  # it covers the last one in part
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (-3, -5), (2**15, 2**14), (1, 2**29), (10**30, 1)])
+def test_sizes_that_no_mask_has(size: tuple[int, int]) -> None:
+    told = f"height {size[0]} and width {size[1]}: expected at least 1 each, and 536,870,911 pixels at most"
+    with pytest.raises(ValueError, match=told):
+        rle.check_size(*size)

@@ -23,7 +23,6 @@ from rio_bench.detection import checkpoints
 from rio_bench.detection.detections import read_batches
 from rio_bench.detection.hooks import Stopped
 from rio_bench.detection.model import build_model
-from rio_bench.detection.pictures import PositionedSampler, check_repeat_factors
 from rio_bench.detection.recipe import build_cfg
 from rio_bench.detection.trainer import train
 from rio_bench.engines import worker_command
@@ -118,35 +117,6 @@ def test_a_run_starts_from_its_base_runs_weights_with_an_empty_bank(tmp_path: Pa
     assert same(*({n: v for n, v in s.items() if not n.startswith(checkpoints.RESAMPLER)} for s in (base, own)))
     assert pushed(base) > 0
     assert pushed(own) == 0
-
-
-def test_the_stream_of_pictures_goes_on_from_any_position() -> None:
-    factors = torch.tensor([1.0, 2.5, 1.0, 3.3])
-
-    def stream(start: int, length: int) -> list[tuple[int, int]]:
-        iterator = iter(PositionedSampler(factors, seed=5, first_position=start))
-        return [next(iterator) for _ in range(length)]
-
-    whole = stream(0, 60)
-    assert whole[17:] == stream(17, 43)
-    assert [position for position, _ in whole] == list(range(60))
-    shown = [sum(picture == index for _, picture in stream(0, 8000)) for index in range(4)]
-    per_epoch = [count / 8000 * float(factors.sum()) for count in shown]
-    assert per_epoch == pytest.approx(factors.tolist(), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("factors", "got"),
-    [
-        (torch.ones(3), r"got torch.float32 \[3\]"),
-        (torch.ones(4, dtype=torch.float64), "got torch.float64"),
-        (torch.tensor([1.0, float("nan"), 0.5, 2.0]), "but 2 are not"),
-    ],
-)
-def test_repeat_factors_against_the_contract_are_refused(factors: torch.Tensor, got: str) -> None:
-    check_repeat_factors(torch.tensor([1.0, 2.5, 1.0, 3.0]), 4)
-    with pytest.raises(UserError, match=r"image_repeat_factors: expected float32 \[4\], finite and at least 1.*" + got):
-        check_repeat_factors(factors, 4)
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def _completed(split: Split, found: Inspection, categories: list[dict[str, Any]]
             crowded[entry.image_id].add(entry.category_id)
         elif has_mask(entry):
             shown[entry.image_id].add(entry.category_id)
-            objects.append(_object(entry))
+            objects.append(_object(entry, split.annotations))
     ids = [entry["id"] for entry in categories]
     images = [
         {
@@ -161,19 +161,24 @@ def _negatives(image: AnyImage, category_ids: list[int], seen: set[int]) -> list
     return [category for category in category_ids if category not in seen]
 
 
-def _object(entry: AnyObject) -> CompletedObject:
+def _object(entry: AnyObject, path: Path) -> CompletedObject:
     segmentation: Any = entry.segmentation
     if bytes(segmentation).lstrip()[:1] == b"{":
-        segmentation = _compressed(msgspec.json.decode(segmentation, type=RunLengths))
+        try:
+            segmentation = _compressed(msgspec.json.decode(segmentation, type=RunLengths))
+        except ValueError as error:
+            raise UserError(f"{path}: annotation {entry.id}: {error}") from error
     return CompletedObject(entry.id, entry.image_id, entry.category_id, entry.bbox, entry.area, segmentation)
 
 
 def _compressed(mask: RunLengths) -> dict[str, Any]:
-    """Run lengths as COCO's compressed text, which is what masks are read from."""
+    """Run lengths as COCO's compressed text, which is what masks are read from. ValueError where they are none."""
     from pycocotools import mask as coco_mask
 
     if isinstance(mask.counts, str):
         return {"size": mask.size, "counts": mask.counts}
     height, width = mask.size
+    if min(height, width) < 1 or min(mask.counts, default=-1) < 0 or not sum(mask.counts) == height * width < 2**31:
+        raise ValueError(f"the runs of its mask do not fill {height} x {width} pixels")
     encoded = coco_mask.frPyObjects({"size": [height, width], "counts": mask.counts}, height, width)
     return {"size": mask.size, "counts": encoded["counts"].decode()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def read_detections(path: Path, truth: GroundTruth) -> CompactDetections:
 
     Raises UserError where the file cannot be read, where nothing of it fits the annotation file, and where some
     detections have a box or a mask and others have none; with the number of the detection where a mask is not of its
-    picture's size, or is broken (only masks that are compared are looked at).
+    picture's size, or is broken (only masks that are compared, or that a box is taken from, are looked at).
     """
     reader = _Reader(truth)
     last_line = time.monotonic()
@@ -126,10 +127,11 @@ class _Reader:
         sound = np.flatnonzero(known & upright)
         pictures, categories, boxes = pictures[sound], categories[sound], boxes[sound]
 
-        area = boxes[:, 2] * boxes[:, 3]
         height, width = truth.image_sizes[pictures].T
         beyond = (boxes[:, :2] < -SLACK).any(axis=1)
-        beyond |= (boxes[:, 0] + boxes[:, 2] > width + SLACK) | (boxes[:, 1] + boxes[:, 3] > height + SLACK)
+        with np.errstate(over="ignore"):  # such a box is told, as it reaches beyond its picture
+            area = boxes[:, 2] * boxes[:, 3]
+            beyond |= (boxes[:, 0] + boxes[:, 2] > width + SLACK) | (boxes[:, 1] + boxes[:, 3] > height + SLACK)
         self._told["a box without an area: counted among an image's best, and then dropped"] += int((area == 0).sum())
         self._told["a box that reaches beyond its picture: evaluated as it is"] += int(beyond.sum())
 
@@ -155,30 +157,16 @@ class _Reader:
             if has_mask != self._has_masks:
                 told = "a mask, and those before it have none" if has_mask else "no mask, and those before it have one"
                 raise UserError(f"{batch.place(index)}: has {told}")
-            if detection.bbox is None:
-                if not isinstance(detection.segmentation, rle.Mask):
-                    raise UserError(f"{batch.place(index)}: has neither a bbox nor an RLE to take it from")
-                size = detection.segmentation.size
-                mask = {"size": size, "counts": rle.compressed(detection.segmentation, *size)}
-                detection.bbox = tuple(mask_utils.toBbox(mask).tolist())
+        without_box = [index for index, detection in enumerate(batch.detections) if detection.bbox is None]
+        for index, box in zip(without_box, _boxes_of_masks(batch, without_box), strict=True):
+            batch.detections[index].bbox = box
 
     def _add_masks(
         self, batch: Batch, indices: NDArray[np.int64], pictures: NDArray[np.int64], is_compared: NDArray[np.bool_]
     ) -> None:
         """Append the masks of the detections that count, given by their indices in the batch."""
-        indices, sizes = indices[is_compared], self._truth.image_sizes[pictures[is_compared]]
-        texts = []
-        for index, (height, width) in zip(indices.tolist(), sizes.tolist(), strict=True):
-            try:
-                texts.append(rle.compressed(batch.detections[index].segmentation, height, width))
-            except ValueError as error:
-                raise UserError(f"{batch.place(index)}: {error}") from error
-        areas = rle.areas(texts, sizes.prod(axis=1))
-        for position in np.flatnonzero(areas < 0).tolist():
-            height, width = sizes[position].tolist()
-            raise UserError(
-                f"{batch.place(indices[position])}: the runs of its mask do not fill {height} x {width} pixels"
-            )
+        sizes = self._truth.image_sizes[pictures[is_compared]]
+        texts, areas = _checked_masks(batch, indices[is_compared].tolist(), sizes.tolist())
         self._told["an empty mask, in a picture that has objects of its category"] += int((areas == 0).sum())
         lengths = np.zeros(len(is_compared))
         lengths[is_compared] = [len(text) for text in texts]
@@ -216,6 +204,45 @@ class _Reader:
             mask_ends=np.cumsum(columns["mask_lengths"], dtype=np.int64),
             has_masks=self._has_masks is not False,
         )
+
+
+def _boxes_of_masks(batch: Batch, indices: list[int]) -> list[tuple[float, float, float, float]]:
+    """The boxes around the RLEs of some detections of a batch. UserError for one that has none, or a broken one."""
+    sizes = []
+    for index in indices:
+        mask = batch.detections[index].segmentation
+        if not isinstance(mask, rle.Mask):
+            raise UserError(f"{batch.place(index)}: has neither a bbox nor an RLE to take it from")
+        try:
+            rle.check_size(*mask.size)
+        except ValueError as error:
+            raise UserError(f"{batch.place(index)}: its mask: {error}") from error
+        sizes.append(mask.size)
+    texts, areas = _checked_masks(batch, indices, sizes)
+    boxes = mask_utils.toBbox([{"size": size, "counts": text} for size, text in zip(sizes, texts, strict=True)])
+    boxes[areas == 0] = 0  # where runs have no pixel, it may be anything
+    return [tuple(box) for box in boxes.tolist()]
+
+
+def _checked_masks(
+    batch: Batch, indices: list[int], sizes: Sequence[Sequence[int]]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    """The compressed masks of some detections of a batch that have one, and their areas. UserError for a broken one.
+
+    sizes: height and width of their pictures.
+    """
+    texts = []
+    for index, (height, width) in zip(indices, sizes, strict=True):
+        mask = batch.detections[index].segmentation
+        assert mask is not None
+        try:
+            texts.append(rle.compressed(mask, height, width))
+        except ValueError as error:
+            raise UserError(f"{batch.place(index)}: {error}") from error
+    areas = rle.areas(texts, np.array(sizes, dtype=np.int64).reshape(-1, 2).prod(axis=1))
+    for position in np.flatnonzero(areas < 0).tolist():
+        raise UserError(f"{batch.place(indices[position])}: {rle.not_filled(*sizes[position])}")
+    return texts, areas
 
 
 def _positions(values: np.ndarray, of: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

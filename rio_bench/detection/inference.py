@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -18,6 +17,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from rio_bench.detection.detections import DetectionsWriter, read_batches
+from rio_bench.detection.pictures import read_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,8 @@ def detect(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, device: str, 
     segmentation, a compressed RLE whose counts are a str. They are written picture by picture; the file appears when
     all are done. Pictures are read and resized as Detectron2's DatasetMapper does for tests, and go through the model
     one by one, so that none depends on the padding of others. The model is left in the mode, training or evaluation,
-    that it was in. Raises UserError where the file cannot be written.
+    that it was in. Raises UserError where the file cannot be written, and where a picture cannot be read or is not of
+    the size that its record says.
     """
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     category_ids = [category.id for category in split.categories]
@@ -78,8 +79,7 @@ def detect_together(model: torch.nn.Module, cfg: CfgNode, split: LVISSplit, devi
 
 def _read(record: dict[str, Any], resize: T.Augmentation, image_format: str) -> dict[str, Any]:
     """The picture of a record as a model's input."""
-    image = detection_utils.read_image(record["file_name"], format=image_format)
-    detection_utils.check_image_size(record, image)
+    image = read_picture(record, image_format)
     resized = resize.get_transform(image).apply_image(image)
     return {
         "image": torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))),

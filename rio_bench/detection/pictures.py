@@ -1,4 +1,7 @@
-"""The stream of training pictures: repeated by a strategy's factors, augmented, split among processes, resumable."""
+"""Pictures from files, and the stream of training pictures.
+
+The stream is repeated by a strategy's factors, augmented, split among processes, and goes on from any position.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,39 @@ import itertools
 import random
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper
+from detectron2.data import DatasetFromList, DatasetMapper, detection_utils
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rio_bench.errors import UserError
+
+# What Pillow raises of a broken picture, by where it is broken.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def read_picture(record: dict[str, Any], image_format: str) -> NDArray[np.uint8]:
+    """The pixels of a record's picture [height, width, 3]; UserError where it cannot be read, or is of another size."""
+    path = record["file_name"]
+    try:
+        image = detection_utils.read_image(path, format=image_format)
+    except UNREADABLE as error:
+        if getattr(error, "errno", None) and not isinstance(error, OUT_OF_REACH):
+            raise  # the file system's trouble, not the picture's: it may pass
+        raise UserError(f"{path}: the picture cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    (height, width), (told_height, told_width) = image.shape[:2], (record["height"], record["width"])
+    if (height, width) != (told_height, told_width):
+        raise UserError(f"{path}: is {width} x {height} pixels, its annotation says {told_width} x {told_height}")
+    return image
 
 
 def check_repeat_factors(factors: Tensor, num_images: int) -> None:
@@ -59,12 +84,32 @@ class AugmentedPictures(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict:
+    def __getitem__(self, item: tuple[int, int]) -> dict | UserError:
+        """A picture; for a broken one the error, for `Loader` to raise: torch would put a traceback into its line."""
         position, picture = item
         draw = mix(self.seed, position)
         np.random.seed(draw % 2**32)
         random.seed(draw)
-        return self.mapper(self.records[picture])
+        record = self.records[picture]
+        try:
+            return self.mapper(record)
+        except Exception:
+            try:
+                read_picture(record, self.mapper.image_format)
+            except UserError as error:
+                return error
+            raise
+
+
+class Loader(DataLoader):
+    """Raises in the training process what `AugmentedPictures` found broken."""
+
+    def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            for picture in batch:
+                if isinstance(picture, UserError):
+                    raise picture
+            yield batch
 
 
 def build_loader(cfg: CfgNode, records: list[dict], factors: Tensor | None, seed: int, start: int) -> DataLoader:
@@ -73,7 +118,7 @@ def build_loader(cfg: CfgNode, records: list[dict], factors: Tensor | None, seed
         factors = torch.ones(len(records))
     settings = DatasetMapper.from_config(cfg, is_train=True) | {"instance_mask_format": mask_format(records)}
     pictures = AugmentedPictures(DatasetFromList(records), DatasetMapper(**settings), seed)
-    return DataLoader(
+    return Loader(
         pictures,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         sampler=PositionedSampler(factors, seed, start * cfg.SOLVER.IMS_PER_BATCH),

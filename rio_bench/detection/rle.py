@@ -1,4 +1,4 @@
-"""Masks as compressed RLEs, COCO's: checked in bulk, because the libraries that compare them check nothing.
+"""Masks as compressed RLEs, COCO's: checked, in bulk, because the libraries that compare them end at broken ones.
 
 An RLE is a mask's run lengths down its columns, beginning with zeros. Compressed, a run is stored as the difference to
 the run two before it (from the fourth on), in characters of 5 bits from "0", the lowest bits first; a character's
@@ -7,12 +7,20 @@ sixth bit says that another follows, the fifth bit of the last one is the sign.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-MOST_DIGITS = 6  # of a run: 2^30 pixels
+MOST_DIGITS = 6  # of a run, of 5 bits, with a sign
+MOST_PIXELS = 2**29 - 1  # of a picture: what so many digits hold
+# How far from its picture's corner a polygon may reach, in longer sides of the picture and in pixels. LVIS's and COCO's
+# end at the edges, those of a part cut out of a picture may not. Farther ones would end the process: pycocotools counts
+# fifths of a pixel in 32 bits, and takes memory for each of them along the outline.
+FARTHEST_SIDES = 10
+FARTHEST = 2**20
 
 
 class Mask(msgspec.Struct, gc=False):
@@ -25,19 +33,59 @@ class Mask(msgspec.Struct, gc=False):
 Polygons = list[list[float]]  # of each x0, y0, x1, y1 ...
 
 
+def check_size(height: int, width: int) -> None:
+    """ValueError for a picture's or a mask's size that no mask here can have."""
+    if not (height > 0 and width > 0 and height * width <= MOST_PIXELS):
+        raise ValueError(
+            f"height {height} and width {width}: expected at least 1 each, and {MOST_PIXELS:,} pixels at most"
+        )
+
+
+def farthest(height: int, width: int) -> int:
+    """How far from the corner of a picture what belongs to it may lie, in pixels."""
+    return min(FARTHEST_SIDES * max(height, width), FARTHEST)
+
+
+def not_filled(height: int, width: int) -> str:
+    """What is told of runs that are broken, or of another number of pixels."""
+    return f"the runs of its mask do not fill {height} x {width} pixels"
+
+
 def compressed(segmentation: Mask | Polygons, height: int, width: int) -> bytes:
-    """The compressed counts of a mask of a picture. ValueError where it is of another size, or not ASCII."""
+    """The compressed counts of a mask of a picture whose size is checked (`check_size`).
+
+    ValueError where the mask is of another size, or what it is made from is broken; whether counts that come compressed
+    are sound is left to `areas`.
+    """
     if isinstance(segmentation, list):
         if not segmentation:
             raise ValueError("its mask has no polygon")
-        if not all(len(polygon) >= 6 for polygon in segmentation):
-            raise ValueError("a polygon of its mask has fewer than three points")
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))["counts"]
+        for polygon in segmentation:
+            _refuse_broken(polygon, height, width)
+        masks = mask_utils.frPyObjects(segmentation, height, width)
+        return (masks[0] if len(masks) == 1 else mask_utils.merge(masks))["counts"]
     if segmentation.size != (height, width):
         raise ValueError(f"its mask is of {segmentation.size} (height, width), its picture of {(height, width)}")
-    if isinstance(segmentation.counts, str):
-        return segmentation.counts.encode("ascii")
-    return mask_utils.frPyObjects({"size": [height, width], "counts": segmentation.counts}, height, width)["counts"]
+    counts = segmentation.counts
+    if isinstance(counts, str):
+        if not counts.isascii():
+            raise ValueError(not_filled(height, width))
+        return counts.encode("ascii")
+    if min(counts, default=-1) < 0 or sum(counts) != height * width:
+        raise ValueError(not_filled(height, width))
+    return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+
+
+def _refuse_broken(polygon: list[float], height: int, width: int) -> None:
+    """ValueError for a polygon that pycocotools cannot make a mask of."""
+    if len(polygon) < 6:
+        raise ValueError("a polygon of its mask has fewer than three points")
+    if len(polygon) % 2:
+        raise ValueError(f"a polygon of its mask has an odd number of coordinates ({len(polygon)})")
+    limit = farthest(height, width)
+    if not (-limit <= min(polygon) and max(polygon) <= limit and math.isfinite(sum(polygon))):  # they overlook NaN
+        reach = np.abs(polygon).max()
+        raise ValueError(f"a polygon of its mask reaches to {reach:g}, far beyond {height} x {width} pixels")
 
 
 def areas(counts: list[bytes], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
