@@ -84,7 +84,9 @@ def make_trainer(object_resampler: str, batches: list[list[dict]], device: str) 
     model = build_detector(config, cfg).train()
     if object_resampler == "rio":
         width = model.roi_heads.box_head.output_shape.channels
-        model.roi_heads.object_resampler = config.strategy.object_resampler(frequency_of_lvis(), width).to(device)
+        replay = config.strategy.object_resampler(frequency_of_lvis(), width)
+        assert replay is not None
+        model.roi_heads.object_resampler = replay.to(device)
     optimizer = build_optimizer_of(cfg, model)
     for group in optimizer.param_groups:
         group["lr"] = 0.0

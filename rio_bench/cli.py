@@ -58,13 +58,19 @@ def run(
     ] = None,
     device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of each run, as execution.gpus_per_run.", show_default="the file's")
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs of each run, as execution.gpus_per_run. Where the file has reference_gpus, batches, learning"
+            " rate and schedule follow.",
+            show_default="the file's",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Images an iteration; learning rate and iterations are scaled linearly.",
+            help="Images an iteration; learning rate and schedule are scaled linearly.",
             show_default="the file's",
         ),
     ] = None,
@@ -80,9 +86,9 @@ def run(
     shortened = [] if gpus is None else [f"execution.gpus_per_run={gpus}"]
     experiment = load_experiment(file, [*(overrides or []), *shortened])
     if batch_size is not None:
-        for line in scaling.told(experiment, batch_size):
-            print(line)
         experiment = experiment.at_batch_size(batch_size)
+    for line in scaling.told(experiment):
+        print(line)
     plan = make_plan(experiment)
     chosen = select(plan, only) if only else plan
     folder = ResultFolder(results / experiment.name)
@@ -95,6 +101,9 @@ def run(
     from rio_bench.report import tables
 
     where = engines.make_engine(engine, experiment.execution, device, jobs)
+    gpus_per_run = experiment.execution.gpus_per_run
+    if where.device == "cpu" and gpus_per_run > 1:
+        print(f"on the CPU: each run is {gpus_per_run} processes there instead of {gpus_per_run} GPUs")
     search = None
     if experiment.search is not None:
         from rio_bench.search import Search
@@ -161,16 +170,18 @@ def table(
 def print_leaderboard(
     folders: Annotated[list[Path], typer.Argument(help="Result folders: results/*")],
     format: Annotated[
-        Format | None, typer.Option(help="How to print it. [default: terminal in a terminal, else csv]")
+        Format | None,
+        typer.Option(help="How to print it. [default: by the ending of --output; terminal in a terminal, else csv]"),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there. [default format: csv]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there: .csv, .md, .tex, .html, .txt.")
+    ] = None,
 ) -> None:
     """Rank the results of several experiments, beside published ones on the same data sets."""
     from rio_bench.report import leaderboard
+    from rio_bench.report.formats import format_of
 
-    if format is None:
-        format = Format.terminal if output is None and sys.stdout.isatty() else Format.csv
-    leaderboard.write(folders, format.value, output)
+    leaderboard.write(folders, format_of(output) if format is None else format.value, output)
 
 
 @app.command()
@@ -271,7 +282,10 @@ def visualize(
     detections: Annotated[
         Path | None, typer.Option(metavar="FILE", help="In LVIS's result format, from any detector.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Whose validation pictures it is of.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose validation pictures it is of; or a recipe's, a run's folder."),
+    ] = None,
     rare: Annotated[bool, typer.Option("--rare", help="Rare categories.")] = False,
     common: Annotated[bool, typer.Option("--common", help="Common categories.")] = False,
     frequent: Annotated[bool, typer.Option("--frequent", help="Frequent categories.")] = False,
@@ -295,6 +309,9 @@ def visualize(
 
 @app.command("eval")
 def evaluate(
+    run_folder: Annotated[
+        Path | None, typer.Argument(help="A run's: RESULTS/EXPERIMENT/runs/NAME; its newest weights.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Detectron2 checkpoint (.pth, .pkl), or a run's weights.")
     ] = None,
@@ -304,20 +321,23 @@ def evaluate(
     detections: Annotated[
         Path | None, typer.Option(metavar="FILE", help="In LVIS's result format, from any detector.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Whose validation pictures it is of.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose validation pictures it is of; or a recipe's, a run's folder."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Gets the AP of each category (CSV) and the detections.")
     ] = None,
     device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
     tta: Annotated[bool, typer.Option("--tta", help="With test-time augmentation: 18 versions of a picture.")] = False,
 ) -> None:
-    """Print the AP of a detector's weights, or of a detections file, on validation pictures."""
+    """Print the AP of a run, of a detector's weights, or of a detections file, on validation pictures."""
     import logging
 
     from rio_bench import evaluate
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(evaluate.evaluate(weights, recipe, detections, dataset, output, device.value, tta))
+    print(evaluate.evaluate(run_folder, weights, recipe, detections, dataset, output, device.value, tta))
 
 
 @app.command()

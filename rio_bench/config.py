@@ -104,6 +104,7 @@ class RunConfig(Model):
     recipe: str = "standard"
     batch_size: int = Field(default=16, ge=1, description="images an iteration, all processes together")
     learning_rate: float | None = Field(default=None, gt=0, description="none: the recipe's")
+    warmup_iterations: int | None = Field(default=None, ge=0, description="none: the recipe's, at most a tenth of all")
     weights: str | None = Field(default=None, description="a file of backbone weights; none: random weights")
     mixed_precision: bool = Field(default=True, description="on a GPU only")
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -171,14 +172,15 @@ class Experiment(Model):
     run: dict[str, Any] = {}
     warm_start: dict[str, Any] | None = None
     execution: Execution = Execution()
+    reference_gpus: int | None = Field(default=None, ge=1, description="what batch sizes are for; on others, scaled")
     variants: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     search: SearchConfig | None = None
     _batch_size: int | None = PrivateAttr(default=None)
 
-    def at_batch_size(self, batch_size: int) -> Experiment:
-        """The experiment with batches of so many images, each run's learning rate and iterations scaled with it."""
-        result = self.model_copy()
+    def at_batch_size(self, batch_size: int | None) -> Experiment:
+        """The experiment with batches of so many images (none: as written) on however many GPUs, its runs scaled."""
+        result = self.model_copy(update={"reference_gpus": None})
         for name in ("cells", "cells_of_variants", "search_points"):  # computed anew
             result.__dict__.pop(name, None)
         result._batch_size = batch_size
@@ -272,9 +274,21 @@ class Experiment(Model):
         raise refusal
 
     def _resolved(self, settings: Iterable[Setting]) -> RunConfig:
-        """``run`` with settings over it, and its base run's configuration."""
+        """``run`` with settings over it, and its base run's configuration, both scaled."""
         config = self._as_written(settings)
-        return config if self._batch_size is None else scaled(config, self._batch_size)
+        if config.warm_start is not None:
+            base = scaled(config.warm_start, self._batch_size or self._share_of(config.warm_start.batch_size))
+            config = config.model_copy(update={"warm_start": base})
+        return scaled(config, self._batch_size or self._share_of(config.batch_size))
+
+    def _share_of(self, batch_size: int) -> int:
+        """As many images a GPU as on the reference GPUs, on all GPUs of a run together."""
+        gpus, reference = self.execution.gpus_per_run, self.reference_gpus
+        if reference is None or reference == gpus:
+            return batch_size
+        if batch_size % reference:
+            raise located(("reference_gpus",), f"{reference} GPUs cannot share a batch of {batch_size} images evenly")
+        return batch_size // reference * gpus
 
     def _as_written(self, settings: Iterable[Setting]) -> RunConfig:
         shared = [(key, value, ("run", key)) for key, value in self.run.items()]

@@ -1,4 +1,4 @@
-"""The command `eval`: a detector's weights, or a detections file of any detector, to a table of average precision."""
+"""The command `eval`: a run, a detector's weights, or a detections file of any detector, to a table of its AP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rio_bench import datasets
-from rio_bench.config import RunConfig, load_recipe
+from rio_bench import datasets, find
+from rio_bench.detection import known_warnings
 from rio_bench.errors import UserError
 from rio_bench.records import Metrics, RunFolder
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
+    run: Path | None,
     weights: Path | None,
     recipe: str | None,
     detections: Path | None,
@@ -32,15 +33,35 @@ def evaluate(
     device: str,
     tta: bool,
 ) -> str:
-    """Evaluate weights with a recipe, or a detections file on a data set's validation pictures; the table as text.
+    """Evaluate a run, weights with a recipe, or a detections file on a data set's validation pictures.
+
+    Returns the table as text.
 
     output: a folder that gets the AP of each category (categories.csv) and, of weights, the detections file.
     """
-    if weights is not None and recipe is not None and detections is None and dataset is None:
+    options = {"run": run, "weights": weights, "recipe": recipe, "detections": detections, "dataset": dataset}
+    given = {name: value for name, value in options.items() if value is not None}
+    if run is not None and given.keys() == {"run"}:
+        return evaluate_weights(weights_of(RunFolder(run)), str(run), output, device, tta)
+    if weights is not None and recipe is not None and given.keys() == {"weights", "recipe"}:
         return evaluate_weights(weights, recipe, output, device, tta)
-    if weights is None and recipe is None and detections is not None and dataset is not None and not tta:
+    if detections is not None and dataset is not None and given.keys() == {"detections", "dataset"} and not tta:
         return evaluate_detections(detections, dataset, output)
-    raise UserError("give --weights FILE with --recipe NAME, or --detections FILE with --dataset NAME (without --tta)")
+    raise UserError(
+        "give the folder of a run, --weights FILE with --recipe NAME, or --detections FILE with --dataset NAME"
+        " (without --tta)"
+    )
+
+
+def weights_of(folder: RunFolder) -> Path:
+    """A run's final weights, or its newest checkpoint. UserError where the folder has none, or is no run's."""
+    find.run_in(folder)
+    weights = folder.newest_weights()
+    if weights is None:
+        raise UserError(
+            f"{folder.checkpoints}: no weights there: the run has not come to its first checkpoint, or was pruned"
+        )
+    return weights
 
 
 def evaluate_weights(weights: Path, recipe: str, output: Path | None, device: str, tta: bool) -> str:
@@ -54,48 +75,42 @@ def evaluate_weights(weights: Path, recipe: str, output: Path | None, device: st
 
     Raises UserError where something cannot be read or written, or the weights do not fit the recipe.
     """
-    config = config_of(recipe)
-    device = chosen_device(device)
-    from rio_bench.datasets.lvis import read_split
-    from rio_bench.detection.augmented import with_augmentation
-    from rio_bench.detection.inference import detect
-    from rio_bench.detection.model import build_detector
-    from rio_bench.detection.recipe import build_cfg
-    from rio_bench.detection.weights import load_detector
+    config = find.recipe_of(recipe)
+    find.check_file("--weights", weights)
+    with folder_for(output) as folder, known_warnings.left_out():
+        device = chosen_device(device)
+        val = datasets.load_val(config.dataset)
+        from rio_bench.datasets.lvis import read_split
+        from rio_bench.detection.augmented import with_augmentation
+        from rio_bench.detection.inference import detect
+        from rio_bench.detection.model import build_detector
+        from rio_bench.detection.recipe import build_cfg
+        from rio_bench.detection.weights import load_detector
 
-    val = datasets.load_val(config.dataset)
-    split = read_split(val, skip_empty=False)
-    missing = [record["file_name"] for record in split.records if not Path(record["file_name"]).is_file()]
-    if missing:
-        raise UserError(
-            f"{datasets.label(config.dataset)}: {len(missing):,} validation pictures are missing, such as {missing[0]}"
-        )
-    cfg = build_cfg(config, len(split.categories), device)
-    model = build_detector(config, cfg)
-    logger.info(load_detector(model, weights, config.backbone))
-    with folder_for(output) as folder:
+        name = datasets.label(config.dataset)
+        split = read_split(val, skip_empty=False)
+        missing = [record["file_name"] for record in split.records if not Path(record["file_name"]).is_file()]
+        if missing:
+            raise UserError(f"{name}: {len(missing):,} validation pictures are missing, such as {missing[0]}")
+        cfg = build_cfg(config, len(split.categories), device)
+        model = build_detector(config, cfg)
+        logger.info(load_detector(model, weights, config.backbone))
         file = folder / RunFolder(folder).detections_file.name
         detect(with_augmentation(model, cfg) if tta else model, cfg, split, device, file)
-        title = f"{datasets.label(config.dataset)} val: {weights.name}{' with test-time augmentation' if tta else ''}"
+        title = f"{name} val: {weights.name}{' with test-time augmentation' if tta else ''}"
         return _measured(val, file, output, title)
 
 
 def evaluate_detections(detections: Path, dataset: str, output: Path | None) -> str:
-    """As `evaluate_weights`, of a file in LVIS's result format. Raises UserError as detection.evaluation does."""
-    val = datasets.load_val(dataset)
+    """As `evaluate_weights`, of a file in LVIS's result format. Raises UserError as detection.evaluation does.
+
+    dataset: its name, or that of a recipe or the folder of a run, whose data set it is.
+    """
+    of = find.dataset_of(dataset)
+    find.check_file("--detections", detections)
     with folder_for(output):
-        return _measured(val, detections, output, f"{dataset} val: {detections.name}")
-
-
-def config_of(recipe: str) -> RunConfig:
-    """A recipe's configuration, or a run's by its folder. UserError where there is neither."""
-    folder = RunFolder(Path(recipe))
-    run = folder.read_run() if folder.path.is_dir() else None
-    if run is None:
-        return load_recipe(recipe)
-    from rio_bench.worker import read_config
-
-    return read_config(run, folder)[0]
+        val = datasets.load_val(of, pictures=False)
+        return _measured(val, detections, output, f"{datasets.label(of)} val: {detections.name}")
 
 
 def chosen_device(device: str) -> str:

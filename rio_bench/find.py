@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rio_bench.errors import UserError, did_you_mean
 from rio_bench.files import RecordError
-from rio_bench.records import ResultFolder, RunFolder
+from rio_bench.records import ResultFolder, RunFolder, StoredRun
+
+if TYPE_CHECKING:
+    from rio_bench.config import RunConfig
+    from rio_bench.datasets.lvis import Dataset
 
 CANDIDATES = 8  # named in an error
 
@@ -47,6 +53,61 @@ def find_run(text: str, results: Path) -> RunFolder:
             f"{text}: {len(matches)} runs have it in their names: {', '.join(candidates[:CANDIDATES])}{more}"
         )
     return matches[0]
+
+
+def run_in(folder: RunFolder) -> StoredRun:
+    """The run whose folder it is. UserError where it is no run's."""
+    run = folder.read_run()
+    if run is None:
+        raise UserError(f"{folder.path}: not the folder of a run (RESULTS/EXPERIMENT/runs/NAME): has no config.json")
+    return run
+
+
+def recipe_of(text: str) -> RunConfig:
+    """The configuration that a recipe's name (lvis_v0.5/r50_rio) or a run's folder stands for. UserError: neither."""
+    from rio_bench.config import load_recipe
+    from rio_bench.worker import read_config
+
+    folder = RunFolder(Path(text))
+    run = folder.read_run() if folder.path.is_dir() else None
+    return load_recipe(text) if run is None else read_config(run, folder)[0]
+
+
+def dataset_of(text: str) -> str | Dataset:
+    """The data set that its name, a recipe's, or a run's folder stands for. UserError where it is none of them."""
+    from rio_bench import datasets
+
+    if text in datasets.names():
+        return text
+    folder = RunFolder(Path(text))
+    if folder.config_file.exists():
+        return dataset_of_run(folder)
+    if "/" in text:
+        return recipe_of(text).dataset
+    raise UserError(
+        f"no data set is named '{text}'{did_you_mean(text, datasets.names())};"
+        " a recipe (lvis_v0.5/r50_rio) or a run's folder stands for its own"
+    )
+
+
+def dataset_of_run(folder: RunFolder) -> str | Dataset:
+    """Also of a run whose strategy is not installed. UserError where the folder is no run's."""
+    from rio_bench.datasets.own import read_dataset
+
+    try:
+        return read_dataset(run_in(folder).config["dataset"])
+    except ValueError as error:
+        raise UserError(f"{folder.config_file}: dataset: {error}") from error
+
+
+def check_file(option: str, file: Path) -> None:
+    """UserError where there is no such file: told before what takes longer."""
+    try:
+        is_folder = stat.S_ISDIR(file.stat().st_mode)
+    except OSError as error:
+        raise UserError(f"{option} {file}: {error.strerror}") from error
+    if is_folder:
+        raise UserError(f"{option} {file}: is a folder, expected a file")
 
 
 def result_folders(path: Path) -> list[ResultFolder]:

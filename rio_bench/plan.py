@@ -263,7 +263,7 @@ def _refuse_uneven_batches(configs: Iterable[RunConfig], processes: int) -> None
             if run is not None and run.batch_size % processes:
                 raise UserError(
                     f"execution.gpus_per_run: {processes} GPUs cannot share a batch of {run.batch_size} images evenly:"
-                    " take another number, or another batch size (--batch-size)"
+                    " take another number (--gpus), or another batch size (--batch-size)"
                 )
 
 

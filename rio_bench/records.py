@@ -221,6 +221,11 @@ def _below(name: str) -> cached_property[Path]:
     return cached_property(lambda folder: folder.path / name)
 
 
+def previous(last_checkpoint: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return last_checkpoint.with_name("previous.pth")
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -334,6 +339,12 @@ class RunFolder:
         except OSError as error:
             raise RecordError(f"{self.record_file}: cannot be set aside: {error.strerror}") from error
         return aside
+
+    def newest_weights(self) -> Path | None:
+        """The final weights, or the newest checkpoint there is; None where there is none."""
+        others = sorted(self.checkpoints.glob("model_*.pth"), reverse=True)  # of `keep`: by iteration, and the best
+        newest_first = (self.final_weights, self.last_checkpoint, previous(self.last_checkpoint), *others)
+        return next((file for file in newest_first if file.is_file()), None)
 
     def discard_checkpoints(self) -> None:
         """Free the disk of what only this run would go on from."""

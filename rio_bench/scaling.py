@@ -1,8 +1,9 @@
-"""What recipe files set, and runs at another batch size than theirs."""
+"""What recipe files set, and runs at another batch size than their experiment file's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,43 +34,65 @@ def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def scaled(config: RunConfig, batch_size: int) -> RunConfig:
-    """The run, and its base run, with other batches: the learning rate in proportion, the iterations inversely.
+    """The run with other batches: the learning rate in proportion, the iterations and the warm-up inversely.
 
     The linear scaling rule of Goyal et al., arXiv 1706.02677. As many images are seen; the steps of the learning rate
-    are shares of the schedule, so they move with it. The warm-up stays as many iterations as the recipe has.
+    are shares of the schedule, so they move with it. Its base run is a run of its own, and stays.
     """
-    if config.warm_start is not None:
-        config = config.model_copy(update={"warm_start": scaled(config.warm_start, batch_size)})
-    if batch_size == config.batch_size:
+    before = config.batch_size
+    if batch_size == before:
         return config
     return config.model_copy(
         update={
             "batch_size": batch_size,
-            "learning_rate": learning_rate(config) * batch_size / config.batch_size,
-            "iterations": max(1, round(config.iterations * config.batch_size / batch_size)),
+            "learning_rate": learning_rate(config) * batch_size / before,
+            "iterations": max(1, round(config.iterations * before / batch_size)),
+            "warmup_iterations": round(warmup_iterations(config) * before / batch_size),
         }
     )
 
 
 def learning_rate(config: RunConfig) -> float:
     """The run's own, or its recipe's."""
-    if config.learning_rate is not None:
-        return config.learning_rate
+    return _solver(config.recipe, config.backbone)["BASE_LR"] if config.learning_rate is None else config.learning_rate
+
+
+def warmup_iterations(config: RunConfig) -> int:
+    """The run's own, or its recipe's: of a short schedule at most a tenth, as it would be most of it else."""
+    if config.warmup_iterations is not None:
+        return config.warmup_iterations
+    return min(_solver(config.recipe, config.backbone)["WARMUP_ITERS"], config.iterations // 10)
+
+
+@cache
+def _solver(recipe: str, backbone: str) -> dict[str, Any]:
     from rio_bench.config import backbone_file, recipe_file
 
-    return recipe_settings(recipe_file(config.recipe), backbone_file(config.backbone))["SOLVER"]["BASE_LR"]
+    return recipe_settings(recipe_file(recipe), backbone_file(backbone))["SOLVER"]
 
 
-def told(experiment: Experiment, batch_size: int) -> list[str]:
-    """Lines that tell what `scaled` does to the runs of an experiment: one for each of their batch sizes."""
-    runs: Iterable[RunConfig] = (*experiment.cells, *experiment.search_points)
-    first_of_size = {run.batch_size: run for run in reversed(list(runs)) if run.batch_size != batch_size}
+def told(experiment: Experiment) -> list[str]:
+    """Lines that tell how the runs of an experiment differ from its file's: one for each of its batch sizes."""
+    written = experiment.at_batch_size(None)
+    pairs: dict[int, tuple[RunConfig, RunConfig]] = {}
+    for before, after in zip(_runs(written), _runs(experiment), strict=True):
+        if after.batch_size != before.batch_size:
+            pairs.setdefault(before.batch_size, (before, after))
+    because = keeping = ""
+    if experiment.reference_gpus is not None:
+        gpus = experiment.execution.gpus_per_run
+        because = f"{gpus} GPU{'' if gpus == 1 else 's'} a run instead of {experiment.reference_gpus}, "
+        keeping = "; --batch-size {} keeps the file's own"
     lines = []
-    for size, run in sorted(first_of_size.items()):
-        new = scaled(run, batch_size)
+    for size, (before, after) in sorted(pairs.items()):
+        factor = after.batch_size / size
         lines.append(
-            f"batches of {batch_size} instead of {size}: learning rates times {batch_size / size:g}, iterations times"
-            f" {size / batch_size:g} (linear scaling), as {learning_rate(run):g} -> {learning_rate(new):g}"
-            f" and {run.iterations:,} -> {new.iterations:,}"
+            f"{because}batches of {after.batch_size} instead of {size}: learning rates times {factor:g}, iterations and"
+            f" warm-up times {1 / factor:g} (linear scaling), as {learning_rate(before):g} -> {learning_rate(after):g}"
+            f" and {before.iterations:,} -> {after.iterations:,}{keeping.format(size)}"
         )
     return lines
+
+
+def _runs(experiment: Experiment) -> Iterable[RunConfig]:
+    return (*experiment.cells, *experiment.search_points)

@@ -293,6 +293,32 @@ def test_exit_status_and_failures(
     assert ("failed: a: exit status 1; log: runs/a/log.txt" in err) == bool(outcome.failed)
 
 
+@pytest.mark.parametrize(("gpus", "told"), [("1", False), ("2", True)])
+def test_processes_on_the_cpu_in_place_of_gpus_are_told(
+    main: Main, monkeypatch: pytest.MonkeyPatch, gpus: str, told: bool
+) -> None:
+    monkeypatch.setattr("rio_bench.engines.local.visible_gpus", lambda: [])
+    monkeypatch.setattr(scheduler, "run_experiment", lambda *_, **__: tasks.Outcome())
+    Path("good.yaml").write_text(GOOD)
+    status, out, _ = main("run", "good.yaml", "--gpus", gpus)
+    assert status == 0
+    assert ("on the CPU: each run is 2 processes there instead of 2 GPUs\n" in out) is told
+
+
+@pytest.mark.parametrize(
+    ("output", "format"),
+    [("x.md", "md"), ("x.CSV", "csv"), ("x.tex", "latex"), ("x.html", "html"), ("x.txt", "terminal"), ("x", "csv")],
+)
+def test_the_ending_of_a_leaderboards_file_is_its_format(
+    main: Main, monkeypatch: pytest.MonkeyPatch, output: str, format: str
+) -> None:
+    seen = []
+    monkeypatch.setattr("rio_bench.report.leaderboard.write", lambda *arguments: seen.append(arguments))
+    main("leaderboard", "results", "--output", output)
+    main("leaderboard", "results", "--output", output, "--format", "html")
+    assert seen == [([Path("results")], chosen, Path(output)) for chosen in (format, "html")]
+
+
 def test_ctrl_c_is_130(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

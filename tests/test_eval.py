@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,16 @@ from torch import nn
 
 from rio_bench import cli, config, datasets
 from rio_bench.config import RunConfig
-from rio_bench.datasets.lvis import read_split
-from rio_bench.detection import augmented, checkpoints
+from rio_bench.datasets.lvis import Dataset, Split, read_split
+from rio_bench.detection import augmented, checkpoints, known_warnings
 from rio_bench.detection.augmented import with_augmentation
 from rio_bench.detection.evaluation import lvis_ap
 from rio_bench.detection.inference import detect
 from rio_bench.detection.model import build_detector
 from rio_bench.detection.recipe import build_cfg
 from rio_bench.errors import UserError
-from rio_bench.evaluate import evaluate_detections, evaluate_weights
+from rio_bench.evaluate import evaluate, evaluate_detections, evaluate_weights, weights_of
+from rio_bench.records import RunFolder, StoredRun
 
 SIDE = 64
 CATEGORIES = [{"id": 3, "name": "square", "frequency": "r"}, {"id": 7, "name": "bar", "frequency": "f"}]
@@ -102,18 +107,53 @@ def test_nothing_is_left_behind_without_an_output_folder(recipe: RunConfig, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_runs_folder_stands_for_its_recipe(recipe: RunConfig, tmp_path: Path) -> None:
-    from rio_bench.records import RunFolder, StoredRun
-
+@pytest.fixture
+def a_run(recipe: RunConfig, tmp_path: Path) -> RunFolder:
+    """The folder of a run of the recipe from random weights: with a batch norm that trains, and counts batches."""
     folder = RunFolder(tmp_path / "a_run")
     folder.create()
-    # from random weights: with a batch norm that trains, and counts batches
     stored = recipe.model_copy(update={"weights": None}).model_dump(mode="json", exclude_defaults=True)
     names = {"name": "a_run", "identity": "0" * 16, "experiment": "test", "method": "rio", "config": stored}
     folder.write_run(StoredRun(**names, is_base=False, after=None))
-    checkpoints.save(folder.final_weights, detector(recipe), seconds=1.0)
-    told = evaluate_weights(folder.final_weights, str(folder.path), None, "cpu", tta=False)
+    return folder
+
+
+def test_a_runs_folder_stands_for_its_recipe(recipe: RunConfig, a_run: RunFolder) -> None:
+    checkpoints.save(a_run.final_weights, detector(recipe), seconds=1.0)
+    told = evaluate_weights(a_run.final_weights, str(a_run.path), None, "cpu", tta=False)
     assert len(numbers(told)) == 2
+
+
+def test_a_runs_folder_stands_for_its_newest_weights_too(recipe: RunConfig, a_run: RunFolder) -> None:
+    with pytest.raises(UserError, match="a_run/checkpoints: no weights there: the run has not come to its first"):
+        weights_of(a_run)
+    with pytest.raises(UserError, match=r"nowhere: not the folder of a run .*: has no config.json"):
+        weights_of(RunFolder(a_run.path.parent / "nowhere"))
+    of_keep = ["model_0001000.pth", "model_0002000.pth", "model_best.pth"]  # all, and best
+    for name in (*of_keep, "previous.pth", "last.pth", "model_final.pth"):
+        (a_run.checkpoints / name).touch()
+        assert weights_of(a_run).name == name
+    for file in a_run.checkpoints.iterdir():
+        file.unlink()
+    state = {"optimizer": {}, "schedule": {}, "banks": [], "best_ap": 1.0}
+    checkpoints.save_last(a_run.last_checkpoint, detector(recipe), iteration=1, seconds=1.0, **state)
+    told = evaluate(a_run.path, None, None, None, None, None, "cpu", False)
+    assert told.startswith("shapes val: last.pth") and len(numbers(told)) == 2
+
+
+def test_only_our_own_lines_are_printed(recipe: RunConfig, a_run: RunFolder, tmp_path: Path) -> None:
+    """Not what torch tells Detectron2's authors; in a process of its own, as such warnings come once in each."""
+    checkpoints.save(a_run.final_weights, detector(recipe), seconds=1.0)
+    command = [sys.executable, "-m", "rio_bench", "eval", str(a_run.path), "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    ours = (r".*tensors loaded", r"evaluated \d+/2 pictures", r"detections\.json\.gz: ", "AP_fixed is not truly fixed")
+    assert [line for line in done.stderr.splitlines() if not re.match("|".join(ours), line)] == []
+
+
+def test_other_warnings_are_shown() -> None:
+    with pytest.warns(FutureWarning, match="soon"), known_warnings.left_out():
+        warnings.warn("soon", FutureWarning, stacklevel=1)
 
 
 def perfect_detections(path: Path) -> Path:
@@ -134,14 +174,50 @@ def test_a_detections_file_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFi
     assert exit_status(["--detections", str(file), "--dataset", "glyphs-mini"], capsys)[0] == 0
 
 
+def test_a_recipe_or_a_run_stands_for_its_data_set(a_run: RunFolder, tmp_path: Path) -> None:
+    results = [{"image_id": 1, "category_id": 7, "bbox": [70, 5, 40, 8], "score": 0.5}]
+    (tmp_path / "boxes.json").write_text(json.dumps(results))
+    of_recipe, of_run = (
+        evaluate_detections(tmp_path / "boxes.json", name, None) for name in ("shapes/tiny_rio", str(a_run.path))
+    )
+    assert of_recipe == of_run and of_run.startswith("shapes val: boxes.json")
+    stored = json.loads(a_run.config_file.read_text())
+    stored["config"]["strategy"] = {"name": "of_another_package"}
+    a_run.config_file.write_text(json.dumps(stored))
+    assert evaluate_detections(tmp_path / "boxes.json", str(a_run.path), None) == of_run
+
+
+def test_ones_own_files_in_the_lvis_format_need_nothing_of_training(recipe: RunConfig, tmp_path: Path) -> None:
+    no_train = Split(tmp_path / "train.json", tmp_path / "train")
+    assert isinstance(recipe.dataset, Dataset)
+    assert datasets.load_val(Dataset("shapes", no_train, recipe.dataset.val)) == recipe.dataset.val
+    no_pictures = Split(recipe.dataset.val.annotations, tmp_path / "nowhere")
+    assert datasets.load_val(Dataset("shapes", no_train, no_pictures), pictures=False) == no_pictures
+    with pytest.raises(
+        UserError, match=r"^dataset shapes: val.images \(.*nowhere\) missing: expected a file and a fol"
+    ):
+        datasets.load_val(Dataset("shapes", no_train, no_pictures))
+    content = json.loads(recipe.dataset.val.annotations.read_text())
+    for image in content["images"]:
+        del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+    recipe.dataset.val.annotations.write_text(json.dumps(content))  # COCO's: groups are counted in the training file
+    with pytest.raises(UserError, match=r"train.json \(.*train.json\)"):
+        datasets.load_val(Dataset("shapes", no_train, recipe.dataset.val))
+
+
 def test_lvis_needs_its_validation_annotations_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: RunConfig
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     results = [{"image_id": 1, "category_id": 7, "bbox": [70, 5, 40, 8], "score": 0.5}]  # one of the two bars
     (tmp_path / "boxes.json").write_text(json.dumps(results))
-    with pytest.raises(UserError, match=r"lvis_v0.5: missing .*lvis/lvis_v0\.5_train\.json"):
+    place, download = f"{tmp_path}/lvis/lvis_v0.5_val.json", "unpack lvis_v0.5_val.json.zip (lvisdataset.org) there"
+    with pytest.raises(UserError, match=f"^lvis_v0.5: missing {re.escape(place)}: {re.escape(download)}, or set"):
         evaluate_detections(tmp_path / "boxes.json", "lvis_v0.5", None)
+    with pytest.raises(UserError, match=r"^lvis_v0.5: missing \S+val.json, \S+coco/val2017: unpack"):
+        datasets.load_val("lvis_v0.5")
+    with pytest.raises(UserError, match=r"^lvis_v1: missing \S+val.json, \S+/train2017, \S+/val2017: unpack"):
+        datasets.load_val("lvis_v1")
     (tmp_path / "lvis").mkdir()
     (tmp_path / "data.json").rename(tmp_path / "lvis" / "lvis_v0.5_val.json")
     [boxes] = numbers(evaluate_detections(tmp_path / "boxes.json", "lvis_v0.5", None))
@@ -161,15 +237,19 @@ def exit_status(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[in
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --weights FILE with --recipe NAME, or --detections FILE with --dataset NAME"),
-        (["--weights", "w.pth"], "give --weights FILE with --recipe NAME"),
+        ([], "give the folder of a run, --weights FILE with --recipe NAME, or --detections FILE with --dataset NAME"),
+        (["--weights", "w.pth"], "--weights FILE with --recipe NAME"),
+        (["a_folder", "--weights", "w.pth"], "give the folder of a run, --weights FILE"),
+        (["a_folder"], "a_folder: not the folder of a run"),
         (["--detections", "d.json", "--dataset", "glyphs-mini", "--tta"], "(without --tta)"),
-        (["--weights", "w.pth", "--recipe", "shapes/tiny_rio"], "w.pth: No such file or directory"),
+        (["--weights", "w.pth", "--recipe", "shapes/tiny_rio"], "error: --weights w.pth: No such file or directory"),
+        (["--weights", ".", "--recipe", "shapes/tiny_rio"], "error: --weights .: is a folder, expected a file"),
         (["--weights", "w.pth", "--recipe", "shapes/tiny_ri"], "did you mean 'shapes/tiny_rio'?"),
         (["--detections", "d.json", "--dataset", "glyphs-mni"], "did you mean 'glyphs-mini'?"),
-        (["--detections", "d.json", "--dataset", "glyphs-mini"], "d.json: the detections file cannot be read"),
-        (["--weights", "w.pth", "--recipe", "shapes/tiny_rio", "--device", "cuda"], "--device cuda: no GPU found"),
-        (["--detections", "d.json", "--dataset", "glyphs-mini", "--output", "/dev/null/x"], "cannot be made: Not a"),
+        (["--detections", "d.json", "--dataset", "a/b"], "no recipe is named 'a/b'"),
+        (["--detections", "d.json", "--dataset", "glyphs-mini"], "error: --detections d.json: No such file"),
+        (["--weights", __file__, "--recipe", "shapes/tiny_rio", "--device", "cuda"], "--device cuda: no GPU found"),
+        (["--detections", __file__, "--dataset", "glyphs-mini", "--output", "/dev/null/x"], "cannot be made: Not a"),
     ],
 )
 def test_bad_input_is_told_in_a_line(
@@ -180,6 +260,18 @@ def test_bad_input_is_told_in_a_line(
     assert status == 2
     assert message in told
     assert told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_what_is_cheap_to_look_at_comes_before_the_data(recipe: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "data.json").unlink()
+    (tmp_path / "w.pth").touch()
+    for weights, output, told in (
+        ("no.pth", tmp_path / "out", "--weights .*no.pth: No such file"),
+        ("w.pth", tmp_path / "w.pth", "--output .*w.pth: cannot be made"),
+        ("w.pth", tmp_path / "out", "dataset shapes: val.json .* missing"),
+    ):
+        with pytest.raises(UserError, match=told):
+            evaluate_weights(tmp_path / weights, "shapes/tiny_rio", output, "cpu", tta=False)
 
 
 def test_missing_pictures_are_told_before_detecting(recipe: RunConfig, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_the_command_line_says_what_it_scales(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, [*arguments, "--batch-size", "2", "--gpus", "2"])
     assert result.exit_code == 0, result.output
     assert result.output.startswith(
-        "batches of 2 instead of 8: learning rates times 0.25, iterations times 4 (linear scaling), as"
+        "batches of 2 instead of 8: learning rates times 0.25, iterations and warm-up times 4 (linear scaling), as"
         " 0.001 -> 0.00025 and 400 -> 1,600\n"
     )
     assert "batches" not in CliRunner().invoke(cli.app, [*arguments, "--batch-size", "8"]).output

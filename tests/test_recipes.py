@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rio_bench import scaling
 from rio_bench.config import Experiment, RunConfig, load_experiment, load_recipe
 from rio_bench.errors import UserError
 from rio_bench.plan import identity, make_plan, select
@@ -88,6 +89,31 @@ def test_the_shipped_recipes_plan_or_say_what_is_missing(name: str, tmp_path: Pa
     assert moved.stdout == one.stdout  # identities are of the weights' content
 
 
+def test_a_recipe_on_fewer_gpus_is_scaled_and_says_so(tmp_path: Path):
+    write_lvis(tmp_path / "data", "lvis_v0.5")
+    (tmp_path / "weights").mkdir()
+    for file in WEIGHTS.values():
+        (tmp_path / "weights" / file).write_text(file)
+    file = tmp_path / "x.yaml"  # the recipe with another number of GPUs written into it
+    text = (EXPERIMENTS / "lvis_v0.5" / "rio_table.yaml").read_text()
+    file.write_text(text.replace("gpus_per_run: 8", "gpus_per_run: 1"))
+    as_published = dry_run(tmp_path, "lvis_v0.5", "--only", "r50_rio").stdout
+    for option in (["--gpus", "8"], ["--gpus", "1", "--batch-size", "16"]):
+        assert dry_run(tmp_path, "lvis_v0.5", "--only", "r50_rio", *option).stdout == as_published
+    line, _, planned = dry_run(tmp_path, "lvis_v0.5", "--only", "r50_rio", "--gpus", "1").stdout.partition("\n")
+    assert line == (
+        "1 GPU a run instead of 8, batches of 2 instead of 16: learning rates times 0.125, iterations and warm-up times"
+        " 8 (linear scaling), as 0.02 -> 0.0025 and 90,000 -> 720,000; --batch-size 16 keeps the file's own"
+    )
+    # as far as identities tell: the same run as with batches of 2 on as many GPUs as you like
+    by_batch_size = dry_run(tmp_path, "lvis_v0.5", "--only", "r50_rio", "--gpus", "2", "--batch-size", "2").stdout
+    assert by_batch_size.partition("\n")[2] == planned and planned != as_published
+    assert scaling.told(load_experiment(file)) == [line]
+    assert scaling.told(load_experiment(file, ["execution.gpus_per_run=2"]))[0].startswith(
+        "2 GPUs a run instead of 8, "
+    )
+
+
 METHODS = {
     "baseline": ("NoResampling", "linear"),
     "rfs": ("ImageOnly", "linear"),
@@ -134,6 +160,47 @@ def test_a_recipe_is_built_in_the_publications_settings(name: str, steps: tuple[
         assert list(cfg.MODEL.PIXEL_STD) == ([57.375, 57.12, 58.395] if backbone == "X101" else [1, 1, 1])
         assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is (backbone != "X101")
         assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("FrozenBN", 2)  # as ImageNet weights need
+
+
+@pytest.mark.parametrize(("gpus", "factor"), [(1, 8), (2, 4), (6, 4 / 3), (8, 1), (16, 1 / 2)])
+def test_the_whole_schedule_of_a_recipe_follows_the_gpus(gpus: int, factor: float):
+    recipe = pytest.importorskip("rio_bench.detection.recipe")
+    file = EXPERIMENTS / "lvis_v0.5" / "rio_table.yaml"
+    for written, cell in zip(
+        load_experiment(file).cells, load_experiment(file, [f"execution.gpus_per_run={gpus}"]).cells, strict=True
+    ):
+        solver = recipe.build_cfg(cell, 10, "cpu").SOLVER
+        schedule = [*solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS]
+        assert schedule == [round(number * factor) for number in (60_000, 80_000, 90_000, 1000)]
+        batch, rate = solver.IMS_PER_BATCH, solver.BASE_LR
+        assert (batch, rate) == (2 * gpus, pytest.approx(0.02 / factor))
+        assert (cell == written) is (gpus == 8)
+
+
+@pytest.mark.parametrize(("iterations", "steps"), [(1, ()), (2, (1,)), (4, (3,)), (5, (3, 4))])
+def test_a_trial_of_a_few_iterations_has_the_steps_that_fit(iterations: int, steps: tuple[int, ...]):
+    recipe = pytest.importorskip("rio_bench.detection.recipe")
+    trial = load_recipe("lvis_v0.5/r50_rio").model_copy(update={"iterations": iterations})
+    solver = recipe.build_cfg(trial, 10, "cpu").SOLVER
+    assert (*solver.STEPS,) == steps
+
+
+def test_the_gpus_scale_what_says_how_many_it_is_for_alone(tmp_path: Path):
+    run = {**SMALL, "backbone": "R18-FPN", "strategy": "none", "batch_size": 8, "iterations": 400}
+    file = tmp_path / "x.yaml"
+
+    def cell(**rest: Any) -> RunConfig:
+        file.write_text(json.dumps({"run": run, **rest}))
+        return load_experiment(file, ["execution.gpus_per_run=2"]).cells[0]
+
+    assert cell() == RunConfig.model_validate(run)
+    halved = cell(reference_gpus=4, warm_start={"iterations": 100, "batch_size": 16, "warmup_iterations": 5})
+    assert (halved.batch_size, halved.iterations, halved.warmup_iterations) == (4, 800, 80)  # of a tenth, 40
+    base = halved.warm_start
+    assert base is not None
+    assert (base.batch_size, base.iterations, base.warmup_iterations) == (8, 200, 10)
+    with pytest.raises(UserError, match=r"reference_gpus: 3 GPUs cannot share a batch of 8 images evenly"):
+        cell(reference_gpus=3)
 
 
 def test_an_unknown_recipe_gets_a_suggestion():

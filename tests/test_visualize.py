@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 from typer.testing import CliRunner
 
 from rio_bench import cli
-from rio_bench.datasets.lvis import Dataset, Split
+from rio_bench.datasets.lvis import Split
 from rio_bench.detection import drawing, visualize
 from rio_bench.detection.compact import read_detections
 from rio_bench.detection.detections import DetectionsWriter
@@ -319,17 +319,21 @@ def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data").mkdir()
-    split = data_set(tmp_path / "data", OBJECTS)
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "coco" / "val2017").mkdir(parents=True)
+    split = data_set(tmp_path, OBJECTS)
+    split.annotations.rename(tmp_path / "lvis" / "lvis_v0.5_val.json")
+    for picture in tmp_path.glob("*.png"):  # nothing of training is there
+        picture.rename(tmp_path / "coco" / picture.name)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     run = RunFolder(tmp_path / "runs" / "none-R18")
     run.create()
-    config = {"dataset": "glyphs-mini", "backbone": "R18-FPN", "strategy": {"name": "none"}, "iterations": 10}
+    config = {"dataset": "lvis_v0.5", "backbone": "R18-FPN", "strategy": {"name": "elsewhere"}, "iterations": 10}
     run.write_run(
         StoredRun(
             name="none-R18", identity="00", experiment="e", method="none", is_base=False, after=None, config=config
         )
     )
-    monkeypatch.setattr("rio_bench.datasets.load", lambda name: Dataset(name, split, split))
     monkeypatch.setattr(logging.getLogger("rio_bench"), "setLevel", lambda level: None)  # it would last
 
     def command(*arguments: object) -> Any:
@@ -341,11 +345,17 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer.write(DETECTIONS)
     from_run = command(run.path, "--rare", "--output", tmp_path / "out", "--count", 1)
     assert from_run.exit_code == 0 and "2 of 2 pictures" in from_run.output
-    options = ("--detections", run.detections_file, "--dataset", "glyphs-mini", "--category", "rare_one")
+    options = ("--detections", run.detections_file, "--dataset", "lvis_v0.5", "--category", "rare_one")
     from_file = command(*options, "--output", tmp_path / "out2", "--count", 1)
     assert from_file.exit_code == 0 and "by rare_one" in from_file.output
+    for number, stands_for_its_own in enumerate((run.path, "lvis_v0.5/r50_rio")):
+        output = tmp_path / f"same{number}"
+        same = command(*options[:3], stands_for_its_own, *options[4:], "--output", output, "--count", 1)
+        assert same.exit_code == 0 and same.output.partition(":")[2] == from_file.output.partition(":")[2]
     for arguments in ([], [run.path, *options], options[:2], [run.path, *options[2:4]]):
         told = command(*arguments, "--output", tmp_path / "out3").exception
         assert str(told) == "give the folder of a run, or --detections FILE with --dataset NAME"
     told = command(tmp_path, "--output", tmp_path / "out3").exception
     assert isinstance(told, UserError) and "not the folder of a run" in str(told)
+    told = command("--detections", "no.json", *options[2:4], "--output", tmp_path / "out3").exception
+    assert str(told) == "--detections no.json: No such file or directory"

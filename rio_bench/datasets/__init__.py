@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ DESCRIPTIONS = {
     "lvis_v1": "LVIS v1.0 on COCO's 2017 images, under $DETECTRON2_DATASETS (default: datasets)",
 }
 PICTURE_FOLDERS = ("train2017", "val2017")  # of COCO, below coco/
+VAL_FOLDERS = {"lvis_v0.5": ("val2017",), "lvis_v1": PICTURE_FOLDERS}  # of the validation file
 
 
 def names() -> list[str]:
@@ -70,12 +71,20 @@ def load(dataset: str | Dataset) -> Dataset:
     return coco.as_lvis(files, fingerprint(dataset), train, val)
 
 
-def load_val(dataset: str | Dataset) -> Split:
-    """As `load`, the validation split alone: LVIS's training files and pictures need not be there."""
-    if isinstance(dataset, str) and _preset(dataset) is None:
-        _, files = _files_of_lvis(dataset)
-        if files.val.annotations.is_file():
+def load_val(dataset: str | Dataset, pictures: bool = True) -> Split:
+    """As `load`, the validation split alone: where its file is in the LVIS format, nothing of training need be there.
+
+    pictures: whether the folders of its pictures have to be there.
+    """
+    if isinstance(dataset, str):
+        if _preset(dataset) is None:
+            root, files = _files_of_lvis(dataset)
+            _refuse_missing(dataset, root, [files.val.annotations], VAL_FOLDERS[dataset] if pictures else ())
             return files.val
+    else:
+        _refuse_missing_own(dataset.name, {"val": dataset.val}, pictures)
+        if inspect(dataset.val).is_lvis:
+            return dataset.val
     return load(dataset).val
 
 
@@ -165,31 +174,40 @@ def _preset(dataset: str | Dataset) -> Preset | None:
 def _existing_files(dataset: str | Dataset) -> Dataset:
     """The data set's annotation files and picture folders. Raises UserError that tells all that is missing."""
     if isinstance(dataset, Dataset):
-        missing = [
-            f"{role}.{key} ({path.absolute()})"
-            for role, split in (("train", dataset.train), ("val", dataset.val))
-            for key, path, is_there in (
-                ("json", split.annotations, split.annotations.is_file()),
-                ("images", split.images, split.images.is_dir()),
-            )
-            if not is_there
-        ]
-        if missing:
-            raise UserError(f"dataset {dataset.name}: {', '.join(missing)} missing: expected a file and a folder each")
+        _refuse_missing_own(dataset.name, {"train": dataset.train, "val": dataset.val})
         return dataset
     root, files = _files_of_lvis(dataset)
-    coco, train, val = root / "coco", files.train, files.val
-    missing = [path.name for path in (train.annotations, val.annotations) if not path.is_file()]
-    folders = [name for name in PICTURE_FOLDERS if not (coco / name).is_dir()]
+    _refuse_missing(dataset, root, [files.train.annotations, files.val.annotations], PICTURE_FOLDERS)
+    return files
+
+
+def _refuse_missing_own(name: str, splits: Mapping[str, Split], pictures: bool = True) -> None:
+    missing = [
+        f"{role}.{key} ({path.absolute()})"
+        for role, split in splits.items()
+        for key, path, is_there in (
+            ("json", split.annotations, split.annotations.is_file()),
+            ("images", split.images, split.images.is_dir() or not pictures),
+        )
+        if not is_there
+    ]
+    if missing:
+        raise UserError(f"dataset {name}: {', '.join(missing)} missing: expected a file and a folder each")
+
+
+def _refuse_missing(name: str, root: Path, annotations: Iterable[Path], picture_folders: Iterable[str]) -> None:
+    """UserError that tells which of LVIS's files and COCO's folders are not there, and what to download."""
+    coco = root / "coco"
+    missing = [path.name for path in annotations if not path.is_file()]
+    folders = [folder for folder in picture_folders if not (coco / folder).is_dir()]
     if missing or folders:
-        places = [f"{root}/lvis/{name}" for name in missing] + [f"{coco}/{name}" for name in folders]
-        downloads = [f"{name}.zip (lvisdataset.org)" for name in missing]
-        downloads += [f"{name}.zip (cocodataset.org)" for name in folders]
+        places = [f"{root}/lvis/{file}" for file in missing] + [f"{coco}/{folder}" for folder in folders]
+        downloads = [f"{file}.zip (lvisdataset.org)" for file in missing]
+        downloads += [f"{folder}.zip (cocodataset.org)" for folder in folders]
         raise UserError(
-            f"{dataset}: missing {', '.join(places)}: unpack {', '.join(downloads)} there, or set DETECTRON2_DATASETS "
+            f"{name}: missing {', '.join(places)}: unpack {', '.join(downloads)} there, or set DETECTRON2_DATASETS "
             "to the folder that holds lvis/ and coco/"
         )
-    return files
 
 
 def _files_of_lvis(name: str) -> tuple[Path, Dataset]:

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from rio_bench.errors import UserError
+from rio_bench.records import previous
 
 RESAMPLER = "roi_heads.object_resampler."
 
@@ -52,10 +53,6 @@ def load_if_whole(path: Path) -> dict[str, Any] | None:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # of its content, not of the file system
         logger.warning("%s: cannot be read and is passed over: %s", path, str(error).partition("\n")[0])
         return None
-
-
-def previous(path: Path) -> Path:
-    return path.with_name("previous.pth")
 
 
 def save_last(path: Path, model: nn.Module, **state: Any) -> None:

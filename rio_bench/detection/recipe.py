@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode, get_cfg
 
 from rio_bench.config import RunConfig, backbone_file, recipe_file
+from rio_bench.scaling import warmup_iterations
 
 
 def build_cfg(config: RunConfig, num_classes: int, device: str) -> CfgNode:
@@ -27,9 +28,9 @@ def build_cfg(config: RunConfig, num_classes: int, device: str) -> CfgNode:
     cfg.SOLVER.MAX_ITER = config.iterations
     if config.learning_rate is not None:
         cfg.SOLVER.BASE_LR = config.learning_rate
-    cfg.SOLVER.STEPS = tuple(round(fraction * config.iterations) for fraction in cfg.SOLVER.STEP_FRACTIONS)
-    # A warm-up longer than a tenth of a short schedule would be most of it.
-    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, config.iterations // 10)
+    steps = [round(fraction * config.iterations) for fraction in cfg.SOLVER.STEP_FRACTIONS]
+    cfg.SOLVER.STEPS = tuple(step for step in steps if step < config.iterations)  # of fewer than five some are none
+    cfg.SOLVER.WARMUP_ITERS = warmup_iterations(config)
     cfg.freeze()
     return cfg
 

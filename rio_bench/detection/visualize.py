@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 
-from rio_bench import datasets
+from rio_bench import datasets, find
 from rio_bench.datasets.lvis import FileImage, Split, image_name, read_annotations
-from rio_bench.datasets.own import read_dataset
 from rio_bench.detection import drawing, rle
 from rio_bench.detection.compact import read_detections
 from rio_bench.detection.detections import Detection, read_batches
@@ -100,20 +99,20 @@ def visualize(split: Split, detections_file: Path, output: Path, choice: Choice,
 
 
 def sources(run_folder: Path | None, detections_file: Path | None, dataset: str | None) -> tuple[Split, Path]:
-    """The split and the detections file of a run, or those given. UserError where they are not one or the other."""
+    """The split and the detections file of a run, or those given. UserError where they are not one or the other.
+
+    dataset: as `find.dataset_of` takes it.
+    """
     if run_folder is not None and detections_file is None and dataset is None:
         folder = RunFolder(run_folder)
-        run = folder.read_run()
-        if run is None:
-            raise UserError(f"{run_folder}: not the folder of a run (RESULTS/EXPERIMENT/runs/NAME): has no config.json")
+        of_run = find.dataset_of_run(folder)
         if not folder.detections_file.exists():
             raise UserError(f"{folder.detections_file}: missing: the run has not been evaluated")
-        try:
-            return datasets.load(read_dataset(run.config["dataset"])).val, folder.detections_file
-        except ValueError as error:
-            raise UserError(f"{folder.config_file}: dataset: {error}") from error
+        return datasets.load_val(of_run), folder.detections_file
     if run_folder is None and detections_file is not None and dataset is not None:
-        return datasets.load(dataset).val, detections_file
+        given = find.dataset_of(dataset)
+        find.check_file("--detections", detections_file)
+        return datasets.load_val(given), detections_file
     raise UserError("give the folder of a run, or --detections FILE with --dataset NAME")
 
 
@@ -211,9 +210,10 @@ def _mask(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _box(box: Sequence[float], height: int, width: int) -> NDArray[np.uint8]:
-    x, y, right, lower = round(box[0]), round(box[1]), round(box[0] + box[2]), round(box[1] + box[3])
+    x, right = (round(min(max(edge, 0), width)) for edge in (box[0], box[0] + box[2]))  # as a sum, maybe infinite
+    y, lower = (round(min(max(edge, 0), height)) for edge in (box[1], box[1] + box[3]))
     mask = np.zeros((height, width), dtype=np.uint8)
-    mask[max(y, 0) : max(lower, 0), max(x, 0) : max(right, 0)] = 1
+    mask[y:lower, x:right] = 1
     return mask
 
 
@@ -221,8 +221,8 @@ def _read_picture(path: Path, width: int, height: int) -> Image.Image:
     try:
         with Image.open(path) as image:
             picture = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be read ({error.strerror or error})") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # by where it is broken
+        raise UserError(f"{path}: the picture cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if picture.size != (width, height):
         raise UserError(f"{path}: is {picture.width} x {picture.height} pixels, its annotation says {width} x {height}")
     return picture

@@ -106,7 +106,8 @@ def gpu_slots(gpus: Sequence[str], execution: Execution) -> list[str]:
     """What CUDA_VISIBLE_DEVICES is set to in each slot, the shares of a GPU far from each other."""
     wanted = execution.gpus_per_run
     if wanted > len(gpus):
-        raise UserError(f"execution.gpus_per_run: {wanted} GPUs a run, but this machine shows {len(gpus)}")
+        hint = f"`run --gpus {len(gpus)}` takes so many"
+        raise UserError(f"execution.gpus_per_run: {wanted} GPUs a run, but this machine shows {len(gpus)}: {hint}")
     groups = [",".join(gpus[first : first + wanted]) for first in range(0, len(gpus) - wanted + 1, wanted)]
     return groups * execution.runs_per_gpu
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Format = Literal["terminal", "md", "csv", "latex", "html"]
+ENDINGS: dict[str, Format] = {".txt": "terminal", ".md": "md", ".tex": "latex", ".html": "html"}
 STANDS = "†"
 UNIT = "(AP in percent)"
 
@@ -54,6 +57,13 @@ class TextTable:
     more: list[str]
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def format_of(output: Path | None) -> Format:
+    """By the file's ending, csv by any other one; of standard output terminal where it is one, else csv."""
+    if output is None:
+        return "terminal" if sys.stdout.isatty() else "csv"
+    return ENDINGS.get(output.suffix.lower(), "csv")
 
 
 def as_text(table: TextTable, format: Format) -> str:
