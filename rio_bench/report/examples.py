@@ -78,7 +78,7 @@ def _add_examples(material: Material, section: Section, cells: list[Result], fil
     from rio_bench.detection.ground_truth import read_ground_truth
     from rio_bench.detection.ranking import rank_pictures
 
-    split = datasets.load(read_config(cells[0]).dataset).val
+    split = datasets.load_val(read_config(cells[0]).dataset)
     truth = read_ground_truth(split.annotations)
     read: dict[Result, CompactDetections] = {}  # at most two methods a bucket: mostly the same two
     for bucket, name in BUCKETS.items():
