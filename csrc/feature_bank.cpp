@@ -12,7 +12,7 @@
 #include <vector>
 
 // Built a second time for AVX2; which of the two runs is chosen when the extension is loaded.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define RIO_BENCH_AVX2 __attribute__((target_clones("avx2", "default")))
 #else
 #define RIO_BENCH_AVX2

@@ -84,13 +84,14 @@ def run(
     from rio_bench.records import ResultFolder
 
     shortened = [] if gpus is None else [f"execution.gpus_per_run={gpus}"]
+    shortened += [] if batch_size is None else ["reference_gpus=null"]
     experiment = load_experiment(file, [*(overrides or []), *shortened])
     if batch_size is not None:
         experiment = experiment.at_batch_size(batch_size)
-    for line in scaling.told(experiment):
-        print(line)
     plan = make_plan(experiment)
     chosen = select(plan, only) if only else plan
+    for line in scaling.told(experiment):
+        print(line)
     folder = ResultFolder(results / experiment.name)
     if dry_run:
         from rio_bench import listing

@@ -68,9 +68,10 @@ def recipe_of(text: str) -> RunConfig:
     from rio_bench.config import load_recipe
     from rio_bench.worker import read_config
 
+    if not _is_folder(text):
+        return load_recipe(text)
     folder = RunFolder(Path(text))
-    run = folder.read_run() if folder.path.is_dir() else None
-    return load_recipe(text) if run is None else read_config(run, folder)[0]
+    return read_config(run_in(folder), folder)[0]
 
 
 def dataset_of(text: str) -> str | Dataset:
@@ -79,9 +80,8 @@ def dataset_of(text: str) -> str | Dataset:
 
     if text in datasets.names():
         return text
-    folder = RunFolder(Path(text))
-    if folder.config_file.exists():
-        return dataset_of_run(folder)
+    if _is_folder(text):
+        return dataset_of_run(RunFolder(Path(text)))
     if "/" in text:
         return recipe_of(text).dataset
     raise UserError(
@@ -98,6 +98,13 @@ def dataset_of_run(folder: RunFolder) -> str | Dataset:
         return read_dataset(run_in(folder).config["dataset"])
     except ValueError as error:
         raise UserError(f"{folder.config_file}: dataset: {error}") from error
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except OSError:  # too long for a path
+        return False
 
 
 def check_file(option: str, file: Path) -> None:

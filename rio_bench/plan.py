@@ -14,7 +14,7 @@ from typing import Any
 from rio_bench import datasets
 from rio_bench.config import Execution, Experiment, RunConfig, backbone_file, canonical, recipe_file
 from rio_bench.datasets.lvis import Dataset
-from rio_bench.errors import UserError
+from rio_bench.errors import UserError, did_you_mean
 from rio_bench.records import StoredPlan, StoredRun
 from rio_bench.scaling import recipe_settings
 from rio_bench.search_config import SearchConfig
@@ -69,6 +69,7 @@ def make_plan(experiment: Experiment) -> Plan:
     configs = (*experiment.cells, *experiment.search_points)
     _refuse_one_name_for_two(config.dataset for config in configs)
     _refuse_uneven_batches(configs, experiment.execution.gpus_per_run)
+    _refuse_missing_weights({run.weights for run in configs if run.weights is not None})
     if experiment.search is not None:
         plan_trial = trial_planner(experiment)
         shared = {run.name: run for point in experiment.search_points for run in plan_trial(point) if run.is_base}
@@ -121,7 +122,9 @@ def select(plan: Plan, texts: Sequence[str]) -> Plan:
         raise UserError("--only picks runs that are known beforehand; a search gives out its own: leave it out")
     for text in texts:
         if not any(contains(run, text) for run in plan.runs):
-            raise UserError(f"--only {text}: no run's name contains it: {', '.join(run.name for run in plan.runs)}")
+            names = list(dict.fromkeys(run.variant or run.method for run in plan.runs))
+            near = did_you_mean(text, names) or f": {', '.join(names)}"
+            raise UserError(f"--only {text}: no run's name, method or variant contains it{near}")
     chosen = [run for run in plan.runs if any(contains(run, text) for text in texts)]
     wanted = {run.name for run in chosen} | {run.after for run in chosen}
     return replace(plan, runs=tuple(run for run in plan.runs if run.name in wanted))
@@ -267,14 +270,21 @@ def _refuse_uneven_batches(configs: Iterable[RunConfig], processes: int) -> None
                 )
 
 
+def _refuse_missing_weights(files: Iterable[str]) -> None:
+    """All of them in one line, each with its place in Detectron2's model zoo, where it has one."""
+    missing = sorted(file for file in files if not os.path.exists(file))
+    if missing:
+        places = [MODEL_ZOO[Path(file).name] for file in missing if Path(file).name in MODEL_ZOO]
+        download = f"; Detectron2's model zoo has {', '.join(places)}" if places else ""
+        raise UserError(f"weights: no such file: {', '.join(missing)}{download}")
+
+
 def _file_hash(path: str) -> str:
     try:
         status = os.stat(path)
         return _content_hash(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        place = MODEL_ZOO.get(Path(path).name)
-        download = f"; Detectron2's model zoo has it: {place}" if place else ""
-        raise UserError(f"weights: {path}: {error.strerror}{download}") from error
+        raise UserError(f"weights: {path}: {error.strerror}") from error
 
 
 @functools.cache

@@ -341,10 +341,10 @@ class RunFolder:
         return aside
 
     def newest_weights(self) -> Path | None:
-        """The final weights, or the newest checkpoint there is; None where there is none."""
-        others = sorted(self.checkpoints.glob("model_*.pth"), reverse=True)  # of `keep`: by iteration, and the best
-        newest_first = (self.final_weights, self.last_checkpoint, previous(self.last_checkpoint), *others)
-        return next((file for file in newest_first if file.is_file()), None)
+        """The final weights, or the newest checkpoint there is, or the best one; None where there is none."""
+        numbered = sorted(self.checkpoints.glob("model_[0-9]*.pth"), reverse=True)  # by iteration
+        newest_first = (self.final_weights, self.last_checkpoint, previous(self.last_checkpoint), *numbered)
+        return next((file for file in (*newest_first, self.best_weights) if file.is_file()), None)
 
     def discard_checkpoints(self) -> None:
         """Free the disk of what only this run would go on from."""

@@ -42,14 +42,16 @@ def scaled(config: RunConfig, batch_size: int) -> RunConfig:
     before = config.batch_size
     if batch_size == before:
         return config
-    return config.model_copy(
+    result = config.model_copy(
         update={
             "batch_size": batch_size,
             "learning_rate": learning_rate(config) * batch_size / before,
             "iterations": max(1, round(config.iterations * before / batch_size)),
-            "warmup_iterations": round(warmup_iterations(config) * before / batch_size),
         }
     )
+    warmup = round(warmup_iterations(config) * before / batch_size)
+    # A run that has it anyhow is the run that it always was.
+    return result if warmup_iterations(result) == warmup else result.model_copy(update={"warmup_iterations": warmup})
 
 
 def learning_rate(config: RunConfig) -> float:
@@ -78,21 +80,26 @@ def told(experiment: Experiment) -> list[str]:
     for before, after in zip(_runs(written), _runs(experiment), strict=True):
         if after.batch_size != before.batch_size:
             pairs.setdefault(before.batch_size, (before, after))
-    because = keeping = ""
+    because = ""
     if experiment.reference_gpus is not None:
         gpus = experiment.execution.gpus_per_run
         because = f"{gpus} GPU{'' if gpus == 1 else 's'} a run instead of {experiment.reference_gpus}, "
-        keeping = "; --batch-size {} keeps the file's own"
     lines = []
     for size, (before, after) in sorted(pairs.items()):
-        factor = after.batch_size / size
+        factor, keeping = after.batch_size / size, ""
+        if because and size % experiment.execution.gpus_per_run == 0:
+            keeping = f"; --batch-size {size} keeps the file's own"
         lines.append(
             f"{because}batches of {after.batch_size} instead of {size}: learning rates times {factor:g}, iterations and"
             f" warm-up times {1 / factor:g} (linear scaling), as {learning_rate(before):g} -> {learning_rate(after):g}"
-            f" and {before.iterations:,} -> {after.iterations:,}{keeping.format(size)}"
+            f" and {before.iterations:,} -> {after.iterations:,}{keeping}"
         )
     return lines
 
 
 def _runs(experiment: Experiment) -> Iterable[RunConfig]:
-    return (*experiment.cells, *experiment.search_points)
+    """All, base runs too."""
+    for config in (*experiment.cells, *experiment.search_points):
+        yield config
+        if config.warm_start is not None:
+            yield config.warm_start

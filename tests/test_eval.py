@@ -130,7 +130,7 @@ def test_a_runs_folder_stands_for_its_newest_weights_too(recipe: RunConfig, a_ru
     with pytest.raises(UserError, match=r"nowhere: not the folder of a run .*: has no config.json"):
         weights_of(RunFolder(a_run.path.parent / "nowhere"))
     of_keep = ["model_0001000.pth", "model_0002000.pth", "model_best.pth"]  # all, and best
-    for name in (*of_keep, "previous.pth", "last.pth", "model_final.pth"):
+    for name in (of_keep[2], *of_keep[:2], "previous.pth", "last.pth", "model_final.pth"):
         (a_run.checkpoints / name).touch()
         assert weights_of(a_run).name == name
     for file in a_run.checkpoints.iterdir():
@@ -201,8 +201,13 @@ def test_ones_own_files_in_the_lvis_format_need_nothing_of_training(recipe: RunC
     for image in content["images"]:
         del image["neg_category_ids"], image["not_exhaustive_category_ids"]
     recipe.dataset.val.annotations.write_text(json.dumps(content))  # COCO's: groups are counted in the training file
-    with pytest.raises(UserError, match=r"train.json \(.*train.json\)"):
-        datasets.load_val(Dataset("shapes", no_train, recipe.dataset.val))
+    of_coco = Dataset("shapes", no_train, no_pictures)
+    with pytest.raises(
+        UserError, match=r"^dataset shapes: train.json \(\S+train.json\) missing: expected a file and a f"
+    ):
+        datasets.load_val(of_coco, pictures=False)
+    no_train.annotations.write_text(recipe.dataset.val.annotations.read_text())
+    assert datasets.load_val(of_coco, pictures=False).images == no_pictures.images
 
 
 def test_lvis_needs_its_validation_annotations_alone(

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from rio_bench.detection import compact, evaluation, ground_truth
+from rio_bench.datasets import rle
+from rio_bench.detection import compact, evaluation
 from rio_bench.detection.detections import DetectionsWriter
 from rio_bench.errors import UserError
 from rio_bench.records import Metrics
@@ -621,7 +622,7 @@ def test_objects_with_broken_masks_are_refused(tmp_path: Path, mask: Any, told: 
 
 
 def test_a_broken_mask_is_found_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ground_truth, "MASKS_AT_A_TIME", 3)
+    monkeypatch.setattr(rle, "MASKS_AT_A_TIME", 3)
     content = one_picture([(1, 5 * n) for n in range(11)])
     average = lvis_ap(write(tmp_path / "a.json", content), [found(1, 0, 0.9)])["mask"].AP
     assert average == pytest.approx(100 * 10 / 101)

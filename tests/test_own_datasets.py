@@ -180,21 +180,27 @@ def test_masks_are_polygons_or_run_lengths(folder: Path, capsys: pytest.CaptureF
         {"size": [20, 20], "counts": [100, 200]},
         {"size": [20, 20], "counts": []},
         {"size": [-20, -20], "counts": [400]},
-        {"size": [10**30, 20], "counts": [2 * 10**31]},
+        {"size": [20, 20], "counts": "zzzz"},
+        {"size": [10, 40], "counts": [400]},
+        [[1e9, 1, 2e9, 1, 2e9, 1e9]],
     ],
 )
-def test_broken_run_lengths_are_refused(folder: Path, mask: dict[str, Any]):
-    content = coco_file([(1, 1), (1, 3)])
+@pytest.mark.parametrize("is_lvis", [False, True])
+def test_broken_masks_are_refused_before_anything_trains(folder: Path, mask: Any, is_lvis: bool):
+    content = lvis_of(coco_file([(1, 1), (1, 3)])) if is_lvis else coco_file([(1, 1), (1, 3)])
     content["annotations"][1]["segmentation"] = mask
     dataset = write(folder, content, content)
-    with pytest.raises(UserError, match="train.json: annotation 2: the runs of its mask do not fill"):
+    told = "the runs of its mask do not fill|its mask is of|a polygon of its mask reaches"
+    with pytest.raises(UserError, match=f"train.json: annotation 2: ({told})"):
         datasets.load(dataset)
 
 
-def test_detectron2_trains_on_the_records(folder: Path):
+@pytest.mark.parametrize("is_lvis", [False, True])
+def test_detectron2_trains_on_the_records(folder: Path, is_lvis: bool):
     data = pytest.importorskip("detectron2.data")
     content = coco_file([(1, 1), (1, 3)])
     content["annotations"][1]["segmentation"] = {"size": [20, 20], "counts": [100, 50, 250]}
+    content = lvis_of(content) if is_lvis else content
     dataset = write(folder, content, content)
     Image.new("RGB", (20, 20)).save(folder / "train" / "1.png")
     (record,) = read_split(datasets.load(dataset).train, skip_empty=True).records

@@ -69,8 +69,9 @@ def test_the_shipped_recipes_plan_or_say_what_is_missing(name: str, tmp_path: Pa
     write_lvis(tmp_path / "data", name)
     no_weights = dry_run(tmp_path, name)
     assert (no_weights.returncode, no_weights.stdout, no_weights.stderr.count("\n")) == (2, "", 1)
-    assert no_weights.stderr.startswith("error: weights: weights/R-50.pkl: No such file or directory; ")
-    assert "detectron2/ImageNetPretrained/MSRA/R-50.pkl" in no_weights.stderr
+    files = [f"weights/{file}" for file in sorted(WEIGHTS.values())]
+    assert no_weights.stderr.startswith(f"error: weights: no such file: {', '.join(files)}; Detectron2's model zoo has")
+    assert all(f"detectron2/ImageNetPretrained/{place}" in no_weights.stderr for place in ("MSRA/R-50", "MSRA/R-101"))
 
     (tmp_path / "weights").mkdir()
     for file in WEIGHTS.values():
@@ -195,12 +196,34 @@ def test_the_gpus_scale_what_says_how_many_it_is_for_alone(tmp_path: Path):
 
     assert cell() == RunConfig.model_validate(run)
     halved = cell(reference_gpus=4, warm_start={"iterations": 100, "batch_size": 16, "warmup_iterations": 5})
-    assert (halved.batch_size, halved.iterations, halved.warmup_iterations) == (4, 800, 80)  # of a tenth, 40
+    assert (halved.batch_size, halved.iterations, halved.warmup_iterations) == (4, 800, None)  # a tenth, as before
     base = halved.warm_start
     assert base is not None
     assert (base.batch_size, base.iterations, base.warmup_iterations) == (8, 200, 10)
     with pytest.raises(UserError, match=r"reference_gpus: 3 GPUs cannot share a batch of 8 images evenly"):
         cell(reference_gpus=3)
+
+
+def test_each_batch_size_that_is_scaled_is_told_and_the_way_back_only_where_there_is_one(tmp_path: Path):
+    file = tmp_path / "x.yaml"
+    run = {**SMALL, "backbone": "R18-FPN", "strategy": "rio", "batch_size": 16, "iterations": 100}
+    file.write_text(json.dumps({"run": run, "warm_start": {"strategy": "none", "batch_size": 8}, "reference_gpus": 8}))
+
+    of_base, of_run = scaling.told(load_experiment(file, ["execution.gpus_per_run=3"]))
+    assert of_base.startswith("3 GPUs a run instead of 8, batches of 3 instead of 8: learning rates times 0.375")
+    assert of_run.startswith("3 GPUs a run instead of 8, batches of 6 instead of 16")
+    assert not any("keeps the file's own" in line for line in (of_base, of_run))
+    of_base, of_run = scaling.told(load_experiment(file, ["execution.gpus_per_run=2"]))
+    assert of_run.endswith("; --batch-size 16 keeps the file's own")
+
+
+def test_a_batch_size_of_ones_own_goes_before_what_the_gpus_would_give(tmp_path: Path):
+    run = {**SMALL, "backbone": "R18-FPN", "strategy": "none", "batch_size": 12}
+    (tmp_path / "x.yaml").write_text(json.dumps({"run": run, "reference_gpus": 8}))  # 8 cannot share 12
+    command = [sys.executable, "-m", "rio_bench", "run", "x.yaml", "--gpus", "3", "--batch-size", "6", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batches of 6 instead of 12: learning rates times 0.5, iterations and warm-up times 2" in done.stdout
 
 
 def test_an_unknown_recipe_gets_a_suggestion():

@@ -175,6 +175,6 @@ def test_files_that_are_no_checkpoints_are_refused_in_a_line(tmp_path: Path) -> 
         read_weights(tmp_path)
     for name, content in itertools.product(("x.pkl", "x.pth"), (b"no checkpoint at all", b"\x80\x02K\x01K\x01\x93.")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name}: not a file of weights: \w+: .") as told:
+        with pytest.raises(UserError, match=rf"{name}: not a file of weights: \w+.* .") as told:
             read_weights(tmp_path / name)
         assert "\n" not in str(told.value)

@@ -60,19 +60,24 @@ def load(dataset: str | Dataset) -> Dataset:
 
         return glyphs.make(preset)
     files = _existing_files(dataset)
-    if isinstance(dataset, str):
-        return files
+    return files if isinstance(dataset, str) else _completed(files)
+
+
+def _completed(files: Dataset) -> Dataset:
+    """One's own files, with what those in the COCO format lack computed."""
     from rio_bench.datasets import coco
 
     train, val = _inspected(files)
     told = coco.what_is_computed(files, train, val)
     if told:
-        print(f"{label(dataset)}: {told}", file=sys.stderr, flush=True)
-    return coco.as_lvis(files, fingerprint(dataset), train, val)
+        print(f"{files.name}: {told}", file=sys.stderr, flush=True)
+    return coco.as_lvis(files, _fingerprint(files), train, val)
 
 
 def load_val(dataset: str | Dataset, pictures: bool = True) -> Split:
-    """As `load`, the validation split alone: where its file is in the LVIS format, nothing of training need be there.
+    """As `load`, the validation split alone: nothing of training need be there.
+
+    But beside a file in the COCO format its training file, from which groups are counted.
 
     pictures: whether the folders of its pictures have to be there.
     """
@@ -85,6 +90,8 @@ def load_val(dataset: str | Dataset, pictures: bool = True) -> Split:
         _refuse_missing_own(dataset.name, {"val": dataset.val}, pictures)
         if inspect(dataset.val).is_lvis:
             return dataset.val
+        _refuse_missing_own(dataset.name, {"train": dataset.train}, pictures=False)
+        return _completed(dataset).val
     return load(dataset).val
 
 
@@ -116,9 +123,12 @@ def fingerprint(dataset: str | Dataset) -> str:
         from rio_bench.datasets import glyphs
 
         return glyphs.fingerprint(preset)
+    return _fingerprint(_existing_files(dataset))
+
+
+def _fingerprint(files: Dataset) -> str:
     from rio_bench.datasets.cache import file_hash
 
-    files = _existing_files(dataset)
     digest = hashlib.sha256()
     for split in (files.train, files.val):
         digest.update(bytes.fromhex(file_hash(split.annotations)))

@@ -17,6 +17,7 @@ import msgspec
 from filelock import FileLock
 from msgspec import Struct
 
+from rio_bench.datasets import rle
 from rio_bench.datasets.cache import cache_folder
 from rio_bench.datasets.inspection import (
     BUCKETS,
@@ -24,9 +25,8 @@ from rio_bench.datasets.inspection import (
     AnyImage,
     AnyObject,
     Inspection,
-    RunLengths,
     bucket,
-    has_mask,
+    mask_of,
     picture_name,
 )
 from rio_bench.datasets.lvis import Dataset, Split, read_annotations, without_garbage_collection
@@ -137,9 +137,9 @@ def _completed(split: Split, found: Inspection, categories: list[dict[str, Any]]
     for entry in file.annotations:
         if entry.iscrowd:
             crowded[entry.image_id].add(entry.category_id)
-        elif has_mask(entry):
+        elif (mask := mask_of(entry)) is not None:
             shown[entry.image_id].add(entry.category_id)
-            objects.append(_object(entry, split.annotations))
+            objects.append(_object(entry, mask))
     ids = [entry["id"] for entry in categories]
     images = [
         {
@@ -161,24 +161,7 @@ def _negatives(image: AnyImage, category_ids: list[int], seen: set[int]) -> list
     return [category for category in category_ids if category not in seen]
 
 
-def _object(entry: AnyObject, path: Path) -> CompletedObject:
-    segmentation: Any = entry.segmentation
-    if bytes(segmentation).lstrip()[:1] == b"{":
-        try:
-            segmentation = _compressed(msgspec.json.decode(segmentation, type=RunLengths))
-        except ValueError as error:
-            raise UserError(f"{path}: annotation {entry.id}: {error}") from error
+def _object(entry: AnyObject, mask: list[list[float]] | rle.Mask) -> CompletedObject:
+    """The mask is sound: the file has been inspected."""
+    segmentation = rle.as_compressed(mask) if isinstance(mask, rle.Mask) else entry.segmentation
     return CompletedObject(entry.id, entry.image_id, entry.category_id, entry.bbox, entry.area, segmentation)
-
-
-def _compressed(mask: RunLengths) -> dict[str, Any]:
-    """Run lengths as COCO's compressed text, which is what masks are read from. ValueError where they are none."""
-    from pycocotools import mask as coco_mask
-
-    if isinstance(mask.counts, str):
-        return {"size": mask.size, "counts": mask.counts}
-    height, width = mask.size
-    if min(height, width) < 1 or min(mask.counts, default=-1) < 0 or not sum(mask.counts) == height * width < 2**31:
-        raise ValueError(f"the runs of its mask do not fill {height} x {width} pixels")
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": mask.counts}, height, width)
-    return {"size": mask.size, "counts": encoded["counts"].decode()}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from rio_bench.datasets import rle
 from rio_bench.errors import UserError
 
 XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS, as a number: this room does not import detectron2
@@ -77,7 +78,7 @@ class FileObject(Struct, gc=False):
     image_id: int
     category_id: int
     bbox: Annotated[list[float], Meta(min_length=4, max_length=4)]
-    segmentation: Polygons | dict[str, Any]
+    segmentation: Polygons | rle.Mask
 
 
 class LVISFile(Struct, gc=False):
@@ -91,7 +92,7 @@ def read_split(split: Split, *, skip_empty: bool) -> LVISSplit:
 
     A record holds file_name (absolute), height, width, image_id, neg_category_ids and not_exhaustive_category_ids
     (the file's ids) and annotations: bbox [x, y, w, h] in pixels, bbox_mode 1 (XYWH_ABS), category_id (contiguous,
-    from 0) and segmentation (polygons or RLE, as in the file). `skip_empty` leaves out images without annotations.
+    from 0) and segmentation (polygons, or a compressed RLE). `skip_empty` leaves out images without annotations.
     Raises UserError where the file is missing, is not JSON, lacks a field, or has a polygon of fewer than 3 points.
     """
     with without_garbage_collection():
@@ -108,8 +109,13 @@ def _to_records(file: LVISFile, split: Split, skip_empty: bool) -> LVISSplit:
     for entry in annotations:
         if entry.image_id not in objects or entry.category_id not in position:
             raise UserError(f"{path}: {unknown_id(entry, position)}")
-        segmentation = entry.segmentation
-        if type(segmentation) is list and any(len(polygon) % 2 for polygon in segmentation):
+        segmentation: Any = entry.segmentation
+        if type(segmentation) is not list:
+            try:
+                segmentation = rle.as_compressed(segmentation)
+            except ValueError as error:
+                raise UserError(f"{path}: annotation {entry.id}: {error}") from error
+        elif any(len(polygon) % 2 for polygon in segmentation):
             raise UserError(f"{path}: annotation {entry.id} has a polygon with an odd number of coordinates")
         annotation_ids.add(entry.id)
         objects[entry.image_id].append(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from rio_bench.detection import rle
+from rio_bench.datasets import rle
 from rio_bench.detection.detections import Batch, read_batches
 from rio_bench.detection.ground_truth import GroundTruth
 from rio_bench.errors import UserError

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 
 import msgspec
 
-from rio_bench.detection.rle import Mask, Polygons
+from rio_bench.datasets.rle import Mask, Polygons
 from rio_bench.errors import UserError
 
 GZIP_LEVEL = 1  # a fifteenth of the default level's time, for a file a quarter larger (benchmarks/evaluation.py's)

@@ -13,14 +13,12 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from rio_bench.datasets import rle
 from rio_bench.datasets.lvis import Category, FileCategory, read_annotations, unknown_id, without_garbage_collection
-from rio_bench.detection import rle
 from rio_bench.detection.detections import Id
 from rio_bench.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-MASKS_AT_A_TIME = 4096  # are checked: their runs' arrays stay small
 
 
 @dataclass(frozen=True)
@@ -176,13 +174,9 @@ def _check_boxes(path: Path, entries: list[_Object], farthest: int) -> int:
 
 def _check_masks(path: Path, masks: list[tuple[_Object, _Image, bytes]]) -> int:
     """How many masks are empty. UserError for one that is broken."""
-    num_empty = 0
-    for start in range(0, len(masks), MASKS_AT_A_TIME):
-        some = masks[start : start + MASKS_AT_A_TIME]
-        pixels = np.array([image.height * image.width for _, image, _ in some], dtype=np.int64)
-        areas = rle.areas([mask for _, _, mask in some], pixels)
-        for index in np.flatnonzero(areas < 0).tolist():
-            entry, image, _ = some[index]
-            raise UserError(f"{path}: annotation {entry.id}: {rle.not_filled(image.height, image.width)}")
-        num_empty += int((areas == 0).sum())
-    return num_empty
+    pixels = np.array([image.height * image.width for _, image, _ in masks], dtype=np.int64)
+    areas = rle.areas([mask for _, _, mask in masks], pixels)
+    for index in np.flatnonzero(areas < 0).tolist():
+        entry, image, _ = masks[index]
+        raise UserError(f"{path}: annotation {entry.id}: {rle.not_filled(image.height, image.width)}")
+    return int((areas == 0).sum())

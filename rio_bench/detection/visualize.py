@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 
 from rio_bench import datasets, find
+from rio_bench.datasets import rle
 from rio_bench.datasets.lvis import FileImage, Split, image_name, read_annotations
-from rio_bench.detection import drawing, rle
+from rio_bench.detection import drawing
 from rio_bench.detection.compact import read_detections
 from rio_bench.detection.detections import Detection, read_batches
 from rio_bench.detection.drawing import BUCKET_NAMES, Drawn, Shape, Verdict

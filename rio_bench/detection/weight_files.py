@@ -43,6 +43,9 @@ def read_weights(path: Path) -> dict[str, Any]:
             if not is_zip and file.read(4) == b"PK\3\4":
                 raise UserError(f"weights: {path}: not a file of weights: its end is missing: was it copied whole?")
             file.seek(0)
+            if not is_zip and path.suffix != ".pkl" and file.read(1) != b"\x80":
+                raise UserError(f"weights: {path}: not a file of weights: expected what torch.save writes, or a .pkl")
+            file.seek(0)
             is_pickle = path.suffix == ".pkl" and not is_zip
             content = (
                 ArrayUnpickler(file, path).load()

@@ -8,11 +8,11 @@ sixth bit says that another follows, the fifth bit of the last one is the sign.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
 
 MOST_DIGITS = 6  # of a run, of 5 bits, with a sign
 MOST_PIXELS = 2**29 - 1  # of a picture: what so many digits hold
@@ -21,6 +21,7 @@ MOST_PIXELS = 2**29 - 1  # of a picture: what so many digits hold
 # fifths of a pixel in 32 bits, and takes memory for each of them along the outline.
 FARTHEST_SIDES = 10
 FARTHEST = 2**20
+MASKS_AT_A_TIME = 4096  # are checked: the arrays of their runs stay small
 
 
 class Mask(msgspec.Struct, gc=False):
@@ -57,11 +58,13 @@ def compressed(segmentation: Mask | Polygons, height: int, width: int) -> bytes:
     ValueError where the mask is of another size, or what it is made from is broken; whether counts that come compressed
     are sound is left to `areas`.
     """
+    from pycocotools import mask as mask_utils  # not where plans are made of text and polygons alone
+
     if isinstance(segmentation, list):
         if not segmentation:
             raise ValueError("its mask has no polygon")
         for polygon in segmentation:
-            _refuse_broken(polygon, height, width)
+            check_polygon(polygon, height, width)
         masks = mask_utils.frPyObjects(segmentation, height, width)
         return (masks[0] if len(masks) == 1 else mask_utils.merge(masks))["counts"]
     if segmentation.size != (height, width):
@@ -76,7 +79,12 @@ def compressed(segmentation: Mask | Polygons, height: int, width: int) -> bytes:
     return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
 
 
-def _refuse_broken(polygon: list[float], height: int, width: int) -> None:
+def as_compressed(mask: Mask) -> dict[str, Any]:
+    """A mask as COCO's size and compressed text, which Detectron2 reads. ValueError where its runs are broken."""
+    return {"size": list(mask.size), "counts": compressed(mask, *mask.size).decode()}
+
+
+def check_polygon(polygon: list[float], height: int, width: int) -> None:
     """ValueError for a polygon that pycocotools cannot make a mask of."""
     if len(polygon) < 6:
         raise ValueError("a polygon of its mask has fewer than three points")
@@ -91,8 +99,10 @@ def _refuse_broken(polygon: list[float], height: int, width: int) -> None:
 def areas(counts: list[bytes], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
     """The area of each mask [N]; -1 for what is not an RLE of as many pixels as `pixels` [N] says."""
     area = np.full(len(counts), -1)
-    if filled := [index for index, text in enumerate(counts) if text]:
-        area[filled] = _areas([counts[index] for index in filled], pixels[filled])
+    filled = [index for index, text in enumerate(counts) if text]
+    for start in range(0, len(filled), MASKS_AT_A_TIME):
+        some = filled[start : start + MASKS_AT_A_TIME]
+        area[some] = _areas([counts[index] for index in some], pixels[some])
     return area
 
 
