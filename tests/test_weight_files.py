@@ -14,19 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from written_weights import dumped, saved
 
 from rio_bench.detection.weight_files import ADMITTED, read_weights
 from rio_bench.errors import UserError
-
-
-def saved(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def dumped(path: Path, content: Any, protocol: int = 2) -> Path:
-    path.write_bytes(pickle.dumps(content, protocol=protocol))
-    return path
 
 
 class Exploit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import Tensor, nn
+from written_weights import dumped, saved
 
 from rio_bench.config import RunConfig
 from rio_bench.datasets.frequency import Frequency
@@ -32,16 +32,6 @@ def built(num_classes: int = 4, **fields: Any) -> nn.Module:
     frequency = Frequency(each, each, ("r",) * num_classes, num_classes, index, index, each)
     config = RunConfig.model_validate(SMALL | fields)
     return build_model(config, build_cfg(config, num_classes, "cpu"), frequency)
-
-
-def saved(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def dumped(path: Path, content: Any, protocol: int = 2) -> Path:
-    path.write_bytes(pickle.dumps(content, protocol=protocol))
-    return path
 
 
 @pytest.fixture(scope="module")
