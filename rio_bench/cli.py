@@ -84,6 +84,7 @@ def run(
     from rio_bench.records import ResultFolder
 
     shortened = [] if gpus is None else [f"execution.gpus_per_run={gpus}"]
+    # --batch-size goes before what the file says of GPUs, also where that could not be followed.
     shortened += [] if batch_size is None else ["reference_gpus=null"]
     experiment = load_experiment(file, [*(overrides or []), *shortened])
     if batch_size is not None:

@@ -80,15 +80,13 @@ def told(experiment: Experiment) -> list[str]:
     for before, after in zip(_runs(written), _runs(experiment), strict=True):
         if after.batch_size != before.batch_size:
             pairs.setdefault(before.batch_size, (before, after))
-    because = ""
-    if experiment.reference_gpus is not None:
-        gpus = experiment.execution.gpus_per_run
-        because = f"{gpus} GPU{'' if gpus == 1 else 's'} a run instead of {experiment.reference_gpus}, "
+    gpus, reference = experiment.execution.gpus_per_run, experiment.reference_gpus
+    because = "" if reference is None else f"{gpus} GPU{'' if gpus == 1 else 's'} a run instead of {reference}, "
     lines = []
     for size, (before, after) in sorted(pairs.items()):
-        factor, keeping = after.batch_size / size, ""
-        if because and size % experiment.execution.gpus_per_run == 0:
-            keeping = f"; --batch-size {size} keeps the file's own"
+        factor = after.batch_size / size
+        can_be_kept = reference is not None and size % gpus == 0
+        keeping = f"; --batch-size {size} keeps the file's own" if can_be_kept else ""
         lines.append(
             f"{because}batches of {after.batch_size} instead of {size}: learning rates times {factor:g}, iterations and"
             f" warm-up times {1 / factor:g} (linear scaling), as {learning_rate(before):g} -> {learning_rate(after):g}"

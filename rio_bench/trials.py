@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rio_bench.errors import UserError
 from rio_bench.plan import PlannedRun
@@ -10,6 +11,8 @@ from rio_bench.records import Record
 
 if TYPE_CHECKING:
     from rio_bench.search import Search
+
+T = TypeVar("T")
 
 
 class Trials:
@@ -23,63 +26,40 @@ class Trials:
 
     def ask(self) -> PlannedRun | None:
         """The next run to do; None: none now."""
-        if self._search is None or self.failure:
-            return None
-        try:
-            return self._search.ask()
-        except (UserError, OSError) as error:
-            self.give_up(error)
-            return None
+        return self._answer(lambda search: search.ask(), None)
 
     def planned(self) -> list[PlannedRun]:
         """The runs of all trials so far, as far as is known."""
-        if self._search is not None and not self.failure:
-            try:
-                self._planned = self._search.planned()
-            except (UserError, OSError) as error:
-                self.give_up(error)
+        self._planned = self._answer(lambda search: search.planned(), self._planned)
         return self._planned
 
     def is_over(self) -> bool:
         """Whether no run will come any more."""
-        if self._search is None or self.failure:
-            return True
-        try:
-            return self._search.is_exhausted()
-        except (UserError, OSError) as error:
-            self.give_up(error)
-            return True
+        return self._answer(lambda search: search.is_exhausted(), True)
 
     def is_to_be_pruned(self, run: PlannedRun, iteration: int, values: dict[str, float | None]) -> bool:
         """Hand on an intermediate evaluation; whether the run is to end."""
-        if self._search is None or self.failure:
-            return False
-        try:
-            return self._search.report(run.name, iteration, values)
-        except (UserError, OSError) as error:
-            self.give_up(error)
-            return False
+        return self._answer(lambda search: search.report(run.name, iteration, values), False)
 
     def tell(self, run: PlannedRun, how: Literal["finished", "failed", "pruned"], record: Record | None = None) -> str:
         """Hand on how a run ended; a line worth telling, or nothing."""
-        if self._search is None or self.failure:
-            return ""
-        try:
-            line = self._search.tell(run.name, how, record)
-        except (UserError, OSError) as error:
-            self.give_up(error)
-            return ""
+        line = self._answer(lambda search: search.tell(run.name, how, record), None)
         self.write()
         return line or ""
 
     def write(self) -> None:
         """Let the result folder show what was found so far."""
+        self._answer(lambda search: search.write(), None)
+
+    def _answer(self, call: Callable[[Search], T], otherwise: T) -> T:
+        """What the search answers; `otherwise` where there is none, or it has failed or fails now."""
         if self._search is None or self.failure:
-            return
+            return otherwise
         try:
-            self._search.write()
+            return call(self._search)
         except (UserError, OSError) as error:
             self.give_up(error)
+            return otherwise
 
     def give_up(self, error: Exception) -> None:
         """Ask no more."""

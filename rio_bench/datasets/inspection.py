@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 from msgspec import Raw, Struct
 from typing_extensions import TypedDict
 
@@ -204,14 +203,14 @@ class _MaskCheck:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._run_lengths: list[tuple[int, AnyImage, bytes]] = []
+        self._run_lengths: list[tuple[int, tuple[int, int], bytes]] = []  # annotation, its picture's size, its mask
 
     def add(self, annotation: int, mask: list[list[float]] | rle.Mask, image: AnyImage) -> None:
         try:
             rle.check_size(image.height, image.width)
             if isinstance(mask, rle.Mask):
                 text = rle.compressed(mask, image.height, image.width)
-                self._run_lengths.append((annotation, image, text))
+                self._run_lengths.append((annotation, (image.height, image.width), text))
             else:
                 for polygon in mask:
                     rle.check_polygon(polygon, image.height, image.width)
@@ -219,11 +218,8 @@ class _MaskCheck:
             raise UserError(f"{self._path}: annotation {annotation}: {error}") from error
 
     def finish(self) -> None:
-        pixels = np.array([image.height * image.width for _, image, _ in self._run_lengths], dtype=np.int64)
-        areas = rle.areas([text for *_, text in self._run_lengths], pixels)
-        for index in np.flatnonzero(areas < 0).tolist():
-            annotation, image, _ = self._run_lengths[index]
-            raise UserError(f"{self._path}: annotation {annotation}: {rle.not_filled(image.height, image.width)}")
+        texts, sizes = [text for *_, text in self._run_lengths], [size for _, size, _ in self._run_lengths]
+        rle.checked_areas(texts, sizes, lambda index: f"{self._path}: annotation {self._run_lengths[index][0]}")
 
 
 def picture_name(image: FileImage, annotations: Path, is_lvis: bool) -> str:

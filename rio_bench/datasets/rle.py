@@ -8,11 +8,14 @@ sixth bit says that another follows, the fifth bit of the last one is the sign.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from rio_bench.errors import UserError
 
 MOST_DIGITS = 6  # of a run, of 5 bits, with a sign
 MOST_PIXELS = 2**29 - 1  # of a picture: what so many digits hold
@@ -47,7 +50,7 @@ def farthest(height: int, width: int) -> int:
     return min(FARTHEST_SIDES * max(height, width), FARTHEST)
 
 
-def not_filled(height: int, width: int) -> str:
+def _not_filled(height: int, width: int) -> str:
     """What is told of runs that are broken, or of another number of pixels."""
     return f"the runs of its mask do not fill {height} x {width} pixels"
 
@@ -72,10 +75,10 @@ def compressed(segmentation: Mask | Polygons, height: int, width: int) -> bytes:
     counts = segmentation.counts
     if isinstance(counts, str):
         if not counts.isascii():
-            raise ValueError(not_filled(height, width))
+            raise ValueError(_not_filled(height, width))
         return counts.encode("ascii")
     if min(counts, default=-1) < 0 or sum(counts) != height * width:
-        raise ValueError(not_filled(height, width))
+        raise ValueError(_not_filled(height, width))
     return mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
 
 
@@ -94,6 +97,16 @@ def check_polygon(polygon: list[float], height: int, width: int) -> None:
     if not (-limit <= min(polygon) and max(polygon) <= limit and math.isfinite(sum(polygon))):  # they overlook NaN
         reach = np.abs(polygon).max()
         raise ValueError(f"a polygon of its mask reaches to {reach:g}, far beyond {height} x {width} pixels")
+
+
+def checked_areas(
+    counts: list[bytes], sizes: Sequence[Sequence[int]], place: Callable[[int], str]
+) -> NDArray[np.int64]:
+    """The area of each mask [N] of pictures of these sizes (height, width). UserError, with its place, where broken."""
+    area = areas(counts, np.array(sizes, dtype=np.int64).reshape(-1, 2).prod(axis=1))
+    for index in np.flatnonzero(area < 0).tolist():
+        raise UserError(f"{place(index)}: {_not_filled(*sizes[index])}")
+    return area
 
 
 def areas(counts: list[bytes], pixels: NDArray[np.int64]) -> NDArray[np.int64]:

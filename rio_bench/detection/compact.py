@@ -239,10 +239,7 @@ def _checked_masks(
             texts.append(rle.compressed(mask, height, width))
         except ValueError as error:
             raise UserError(f"{batch.place(index)}: {error}") from error
-    areas = rle.areas(texts, np.array(sizes, dtype=np.int64).reshape(-1, 2).prod(axis=1))
-    for position in np.flatnonzero(areas < 0).tolist():
-        raise UserError(f"{batch.place(indices[position])}: {rle.not_filled(*sizes[position])}")
-    return texts, areas
+    return texts, rle.checked_areas(texts, sizes, lambda position: batch.place(indices[position]))
 
 
 def _positions(values: np.ndarray, of: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

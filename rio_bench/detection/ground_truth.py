@@ -174,9 +174,6 @@ def _check_boxes(path: Path, entries: list[_Object], farthest: int) -> int:
 
 def _check_masks(path: Path, masks: list[tuple[_Object, _Image, bytes]]) -> int:
     """How many masks are empty. UserError for one that is broken."""
-    pixels = np.array([image.height * image.width for _, image, _ in masks], dtype=np.int64)
-    areas = rle.areas([mask for _, _, mask in masks], pixels)
-    for index in np.flatnonzero(areas < 0).tolist():
-        entry, image, _ = masks[index]
-        raise UserError(f"{path}: annotation {entry.id}: {rle.not_filled(image.height, image.width)}")
+    texts, sizes = [mask for *_, mask in masks], [(image.height, image.width) for _, image, _ in masks]
+    areas = rle.checked_areas(texts, sizes, lambda index: f"{path}: annotation {masks[index][0].id}")
     return int((areas == 0).sum())

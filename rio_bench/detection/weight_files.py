@@ -39,14 +39,14 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             is_zip = zipfile.is_zipfile(file)
+            is_pickle = path.suffix == ".pkl" and not is_zip
             file.seek(0)
-            if not is_zip and file.read(4) == b"PK\3\4":
+            start = file.read(4)
+            if start == b"PK\3\4" and not is_zip:
                 raise UserError(f"weights: {path}: not a file of weights: its end is missing: was it copied whole?")
-            file.seek(0)
-            if not is_zip and path.suffix != ".pkl" and file.read(1) != b"\x80":
+            if not (is_zip or is_pickle or start.startswith(b"\x80")):
                 raise UserError(f"weights: {path}: not a file of weights: expected what torch.save writes, or a .pkl")
             file.seek(0)
-            is_pickle = path.suffix == ".pkl" and not is_zip
             content = (
                 ArrayUnpickler(file, path).load()
                 if is_pickle
